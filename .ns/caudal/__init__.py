@@ -1,0 +1,1 @@
+../../caudal/__init__.py

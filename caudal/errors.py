@@ -1,0 +1,129 @@
+"""Every error Caudal raises, grouped by what to do about it.
+
+`Fatal` stops the process: a human is needed. `Retryable` means back off and try the same work again. `Poison` means that
+one input can't be used: it becomes a dead letter and the stream goes on. Each class carries a stable `code`, used as the
+dead-letter header and as a metric label. Messages never contain personal data or secrets.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadSchema",
+    "BadSettings",
+    "BrokerUnavailable",
+    "CaudalError",
+    "DatabaseUnavailable",
+    "EmbeddedServerFailed",
+    "Fatal",
+    "IncompatibleSchema",
+    "InvalidPayload",
+    "LostPartition",
+    "MissingField",
+    "Poison",
+    "RegistryUnavailable",
+    "Retryable",
+    "UndecodableRecord",
+    "UnknownKind",
+    "UnknownSource",
+    "UnusableEvent",
+]
+
+
+class CaudalError(Exception):
+    """The root of all of Caudal's errors. `code` is stable across releases."""
+
+    code = "error"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class Fatal(CaudalError):
+    """Stop: trying again can't help, a human is needed."""
+
+    code = "fatal"
+
+
+class BadSettings(Fatal):
+    code = "bad_settings"
+
+
+class BadSchema(Fatal):
+    code = "bad_schema"
+
+
+class IncompatibleSchema(Fatal):
+    code = "incompatible_schema"
+
+
+class EmbeddedServerFailed(Fatal):
+    code = "embedded_server_failed"
+
+
+class UnknownSource(Fatal):
+    code = "unknown_source"
+
+
+class Retryable(CaudalError):
+    """Back off and try the same work again."""
+
+    code = "retryable"
+
+
+class BrokerUnavailable(Retryable):
+    code = "broker_unavailable"
+
+
+class DatabaseUnavailable(Retryable):
+    code = "database_unavailable"
+
+
+class RegistryUnavailable(Retryable):
+    code = "registry_unavailable"
+
+
+class LostPartition(Retryable):
+    """Another worker owns the partition now; drop the batch and take what is assigned."""
+
+    code = "lost_partition"
+
+
+class Poison(CaudalError):
+    """One input can't be used: dead-letter it with this reason and go on."""
+
+    code = "poison"
+
+
+class InvalidPayload(Poison):
+    """The body isn't what the vendor's format says (not JSON, wrong types, wrong shape)."""
+
+    code = "invalid_payload"
+
+
+class MissingField(Poison):
+    """A field that the event can't do without is absent."""
+
+    code = "missing_field"
+
+
+class UnknownKind(Poison):
+    """The delivery's kind is none that the connector knows."""
+
+    code = "unknown_kind"
+
+
+class UndecodableRecord(Poison):
+    """Bytes on a topic that are not a valid record of the schema they name."""
+
+    code = "undecodable_record"
+
+
+class UnusableEvent(Poison):
+    """A well-formed event whose values can't be stored (out of range, contradictory)."""
+
+    code = "unusable_event"

@@ -1,0 +1,140 @@
+"""The one module that owns librdkafka: client settings, topics, error translation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from caudal.errors import BrokerUnavailable, CaudalError, Fatal
+from caudal.settings import KafkaSettings
+
+__all__ = [
+    "CHANGES",
+    "COMMANDS",
+    "DEAD_LETTERS",
+    "METRICS",
+    "PROFILES",
+    "SCHEMAS",
+    "SEGMENTS",
+    "admin",
+    "capture_topic",
+    "consumer",
+    "ensure_topics",
+    "options",
+    "producer",
+    "topic",
+    "translate_error",
+]
+
+CHANGES = "customer.changes"
+PROFILES = "customer.profiles"
+METRICS = "customer.metrics"
+SEGMENTS = "customer.segments"
+DEAD_LETTERS = "dead.letters"
+COMMANDS = "caudal.commands"
+SCHEMAS = "_schemas"
+
+_COMPACTED = {PROFILES, METRICS, SCHEMAS}
+_FOREVER = {CHANGES, DEAD_LETTERS, SEGMENTS}
+
+
+def topic(settings: KafkaSettings, name: str) -> str:
+    """The topic's full name: `name` after the configured prefix."""
+    return settings.topic_prefix + name
+
+
+def capture_topic(settings: KafkaSettings, source: str) -> str:
+    """The topic that holds what `source` sent, as it came."""
+    return topic(settings, f"capture.{source}")
+
+
+def options(settings: KafkaSettings) -> dict[str, Any]:
+    """What every client starts from: brokers plus the operator's own librdkafka options.
+
+    Raises:
+        Fatal: no brokers are known (the caller must resolve the embedded servers first, see `caudal.embedded`).
+    """
+    if not settings.bootstrap_servers:
+        raise Fatal("no Kafka brokers are set", hint="run `caudal up`, or set CAUDAL_KAFKA__BOOTSTRAP_SERVERS")
+    conf: dict[str, Any] = {"bootstrap.servers": settings.bootstrap_servers, "log_level": 3, **settings.options}
+    if settings.password is not None:
+        conf["sasl.password"] = settings.password.get_secret_value()
+    return conf
+
+
+def producer(settings: KafkaSettings, **extra: Any) -> Producer:
+    """A producer that stores before it says so: `acks=all`, idempotent, messages of a key in order.
+
+    The partitioner is librdkafka's default (CRC32 of the key); the projection's stripes rely on nothing but the customer id.
+    """
+    return Producer(
+        {
+            **options(settings),
+            "acks": "all",
+            "enable.idempotence": True,
+            "compression.type": "lz4",
+            "linger.ms": 0,
+            **extra,
+        }
+    )
+
+
+def consumer(settings: KafkaSettings, group: str, **extra: Any) -> Consumer:
+    """A consumer that commits nothing by itself: offsets live in PostgreSQL, with the rows they made."""
+    conf = {
+        **options(settings),
+        "group.id": group,
+        "enable.auto.commit": False,
+        "auto.offset.reset": "earliest",
+        "enable.partition.eof": False,
+        "allow.auto.create.topics": False,
+        **extra,
+    }
+    return Consumer(conf)
+
+
+def admin(settings: KafkaSettings) -> AdminClient:
+    """An admin client."""
+    return AdminClient(options(settings))
+
+
+def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
+    """Create the topics that don't exist yet (names without the prefix); others are left as they are.
+
+    Raises:
+        BrokerUnavailable: the brokers can't be reached.
+    """
+    client = admin(settings)
+    new = []
+    for name in names:
+        config = {"cleanup.policy": "compact"} if name in _COMPACTED else {}
+        if name in _FOREVER or name.startswith("capture."):
+            config = {"cleanup.policy": "delete", "retention.ms": "-1"}
+        partitions = 1 if name in {SCHEMAS, COMMANDS} else settings.partitions
+        new.append(NewTopic(topic(settings, name), partitions, settings.replication_factor, config=config))
+    for future in client.create_topics(new, operation_timeout=20).values() if new else ():
+        try:
+            future.result()
+        except KafkaException as exc:
+            if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise translate_error(exc) from exc
+
+
+def translate_error(exc: KafkaException) -> CaudalError:
+    """Librdkafka's error as one of ours: retriable ones as `BrokerUnavailable`, the rest as `Fatal`."""
+    error = exc.args[0]
+    unreachable = {
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+        KafkaError._MSG_TIMED_OUT,
+        KafkaError._WAIT_COORD,
+        KafkaError.NOT_ENOUGH_REPLICAS,
+        KafkaError.REQUEST_TIMED_OUT,
+    }
+    if error.retriable() or error.code() in unreachable:
+        return BrokerUnavailable(f"Kafka can't be reached: {error.str()}")
+    return Fatal(f"Kafka refused: {error.str()}")

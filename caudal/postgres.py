@@ -1,0 +1,98 @@
+"""The one module that owns psycopg: connections, migrations, error translation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool
+
+from caudal.errors import DatabaseUnavailable, Fatal
+from caudal.settings import PostgresSettings
+
+__all__ = ["connect", "migrate", "pool", "translated"]
+
+
+def dsn(settings: PostgresSettings) -> str:
+    """The connection string.
+
+    Raises:
+        Fatal: none is known (the caller must resolve the embedded servers first, see `caudal.embedded`).
+    """
+    if settings.dsn is None:
+        raise Fatal("no PostgreSQL is set", hint="run `caudal up`, or set CAUDAL_POSTGRES__DSN")
+    return settings.dsn.get_secret_value()
+
+
+def connect(settings: PostgresSettings, *, role: str, **extra: Any) -> psycopg.Connection[tuple[Any, ...]]:
+    """One autocommit connection for `role` (shown in pg_stat_activity as `caudal <role>`).
+
+    Raises:
+        DatabaseUnavailable: the server can't be reached.
+    """
+    with translated():
+        return psycopg.connect(
+            dsn(settings),
+            autocommit=True,
+            application_name=f"caudal {role}",
+            options="-c timezone=UTC -c jit=off",
+            **extra,
+        )
+
+
+def pool(settings: PostgresSettings, *, role: str) -> AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]:
+    """An unopened pool of autocommit connections; the caller opens and closes it."""
+    timeout_ms = int(settings.statement_timeout_s * 1000)
+    return AsyncConnectionPool(
+        dsn(settings),
+        min_size=1,
+        max_size=settings.pool_size,
+        open=False,
+        check=AsyncConnectionPool.check_connection,
+        kwargs={
+            "autocommit": True,
+            "application_name": f"caudal {role}",
+            "options": f"-c timezone=UTC -c jit=off -c statement_timeout={timeout_ms}",
+        },
+    )
+
+
+def migrate(settings: PostgresSettings) -> None:
+    """Bring schema `hub` up to date; safe to call at every start and from several processes at once.
+
+    Raises:
+        DatabaseUnavailable: the server can't be reached.
+    """
+    import yoyo
+    from yoyo.connections import parse_uri
+
+    parts = psycopg.conninfo.conninfo_to_dict(dsn(settings))
+    uri = parse_uri("postgresql+psycopg://")._replace(
+        hostname=None,
+        port=None,
+        database=str(parts.pop("dbname", "postgres")),
+        username=None,
+        password=None,
+        args={key: str(value) for key, value in parts.items() if value is not None},
+    )
+    with translated():
+        backend = yoyo.get_backend(uri)
+        try:
+            migrations = yoyo.read_migrations(str(Path(__file__).parent / "migrations"))
+            with backend.lock():
+                backend.apply_migrations(backend.to_apply(migrations))
+        finally:
+            backend.connection.close()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn lost connections, deadlocks and shutdowns into `DatabaseUnavailable`; all else passes."""
+    try:
+        yield
+    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+        # OperationalError holds lost connections, admin shutdown, deadlocks, serialisation failures, disk full: all pass with time
+        raise DatabaseUnavailable(f"PostgreSQL: {type(exc).__name__}", hint="the same work is tried again") from exc

@@ -1,0 +1,171 @@
+"""Settings: one frozen object, built only at the entry points and passed down.
+
+Every setting is an environment variable `CAUDAL_<GROUP>__<NAME>`. Unknown `CAUDAL_*` names are an error.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from caudal.errors import BadSettings
+
+__all__ = [
+    "EdgeSettings",
+    "EmbeddedSettings",
+    "KafkaSettings",
+    "PostgresSettings",
+    "RegistrySettings",
+    "ServingSettings",
+    "Settings",
+    "WorkerSettings",
+    "load",
+]
+
+PREFIX = "CAUDAL_"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(_Group):
+    """Apache Kafka. With no `bootstrap_servers` the embedded broker is used."""
+
+    bootstrap_servers: str | None = Field(
+        None, description="Brokers, `host:port,host:port`. Unset: the embedded broker."
+    )
+    options: dict[str, str] = Field(
+        default_factory=dict, description="librdkafka options passed through, as JSON: SASL, TLS, client.id."
+    )
+    password: SecretStr | None = Field(None, description="`sasl.password`, kept apart so that it is never printed.")
+    topic_prefix: str = Field(
+        "", pattern=r"^[A-Za-z0-9._-]*$", description="Put before every topic and consumer group name."
+    )
+    partitions: int = Field(
+        8, ge=1, le=64, description="Partitions of new topics. A power of two keeps workers apart best."
+    )
+    replication_factor: int = Field(1, ge=1, description="Replicas of new topics.")
+
+
+class PostgresSettings(_Group):
+    """PostgreSQL 18 or newer. With no `dsn` the embedded server is used."""
+
+    dsn: SecretStr | None = Field(None, description="libpq connection string. Unset: the embedded server.")
+    statement_timeout_s: float = Field(60.0, gt=0, description="Longest statement of the API, seconds.")
+    pool_size: int = Field(8, ge=1, description="Connections of the API's pool.")
+
+
+class RegistrySettings(_Group):
+    """Confluent-compatible schema registry. With no `url` Caudal's own is used."""
+
+    url: str | None = Field(None, description="Registry address. Unset: the embedded registry.")
+    username: str | None = Field(None, description="Basic authentication user.")
+    password: SecretStr | None = Field(None, description="Basic authentication password.")
+    port: int = Field(0, ge=0, le=65535, description="Port of the embedded registry; 0 takes a free one.")
+
+
+class EmbeddedSettings(_Group):
+    """The servers that Caudal runs itself."""
+
+    kafka_port: int = Field(0, ge=0, le=65535, description="Port of the embedded broker; 0 takes a free one.")
+    postgres_port: int = Field(0, ge=0, le=65535, description="Port of the embedded PostgreSQL; 0 takes a free one.")
+    kafka_heap_mb: int = Field(512, ge=128, description="Heap of the embedded broker, MB.")
+    jars_dir: Path | None = Field(None, description="Where the broker's jars are kept. Unset: the user's cache folder.")
+    java: str | None = Field(None, description="A java command to use instead of the bundled one.")
+
+
+class EdgeSettings(_Group):
+    """The capture edge, `POST /in/{source}`."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8470, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_body_bytes: int = Field(5 * 1024 * 1024, ge=1024, description="Largest delivery taken, bytes.")
+    produce_timeout_s: float = Field(
+        4.0, gt=0, description="How long to wait for Kafka before answering 503. Shopify gives up at 5 s."
+    )
+    public_url: str | None = Field(None, description="The edge's address as the vendors see it (HubSpot signs it).")
+    replay_window_s: int = Field(300, ge=0, description="Oldest signed timestamp accepted, seconds; 0 takes any.")
+
+
+class WorkerSettings(_Group):
+    """Translate and project workers."""
+
+    batch_max_events: int = Field(20_000, ge=1, description="Most records taken into one batch.")
+    batch_wait_ms: int = Field(2, ge=0, description="Longest wait for more records when some are there, ms.")
+    web_port: int = Field(
+        0, ge=0, le=65535, description="Port of the worker's health and metrics page; 0 takes a free one."
+    )
+    session_timeout_ms: int = Field(10_000, ge=1000, description="Kafka consumer session timeout, ms.")
+
+
+class ServingSettings(_Group):
+    """The HTTP API and the live stream."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8471, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    min_token_wait_s: float = Field(5.0, gt=0, description="Longest wait for a read with `min-token`, seconds.")
+
+
+class Settings(BaseSettings):
+    """All settings. Build it with `load()` at an entry point and pass it down."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
+
+    home: Path = Field(Path(".caudal"), description="Folder for embedded servers' data, logs and run files.")
+    config_file: Path = Field(Path("caudal.toml"), description="Sources are read from and written to this file.")
+    secrets_file: Path | None = Field(None, description="TOML file with secrets by name; the environment wins.")
+    default_region: str = Field("BR", description="ISO 3166 country for phone numbers without a country code.")
+    log_level: str = Field("info", description="debug, info, warning or error.")
+    log_json: bool | None = Field(None, description="JSON log lines. Unset: JSON unless standard error is a terminal.")
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    postgres: PostgresSettings = Field(default_factory=PostgresSettings)
+    registry: RegistrySettings = Field(default_factory=RegistrySettings)
+    embedded: EmbeddedSettings = Field(default_factory=EmbeddedSettings)
+    edge: EdgeSettings = Field(default_factory=EdgeSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    serving: ServingSettings = Field(default_factory=ServingSettings)
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the environment; `overrides` win (used by tests and the command line).
+
+    Raises:
+        BadSettings: a value doesn't fit, or a `CAUDAL_*` variable names no setting.
+    """
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith(PREFIX) and not name.startswith(SECRET_PREFIX) and name not in names()
+    )
+    if unknown:
+        raise BadSettings(f"unknown setting {', '.join(unknown)}", hint="docs/reference/settings.md lists all names")
+    try:
+        return Settings(**overrides)
+    except ValidationError as exc:
+        faults = "; ".join(
+            f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}"
+            for e in exc.errors(include_input=False, include_url=False)
+        )
+        raise BadSettings(f"bad settings: {faults}", hint="docs/reference/settings.md lists all names") from None
+
+
+SECRET_PREFIX = "CAUDAL_SECRET_"  # noqa: S105 - the prefix of variables, not a secret
+"""`CAUDAL_SECRET_<NAME>` holds a source's secret; the names are the operator's own."""
+
+
+def names() -> dict[str, str]:
+    """Every environment variable that is a setting, with its description."""
+    found: dict[str, str] = {}
+    for name, field in Settings.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, _Group):
+            for sub, subfield in group.model_fields.items():
+                found[f"{PREFIX}{name}__{sub}".upper()] = subfield.description or ""
+        else:
+            found[f"{PREFIX}{name}".upper()] = field.description or ""
+    return found

@@ -1,0 +1,100 @@
+"""Log event names, metrics, and how logging is set up. `docs/reference/telemetry.md` lists them; a test compares."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum
+from typing import Any
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+__all__ = ["Log", "configure_logging", "logger"]
+
+
+class Log(StrEnum):
+    """The literal event of every log line: `noun.verb_past`. All else is keywords; ids only, never personal data."""
+
+    BATCH_PROJECTED = "batch.projected"
+    BATCH_RETRIED = "batch.retried"
+    BATCH_TRANSLATED = "batch.translated"
+    CAPTURE_DEAD_LETTERED = "capture.dead_lettered"
+    EVENT_DEAD_LETTERED = "event.dead_lettered"
+    DELIVERY_ACCEPTED = "delivery.accepted"
+    DELIVERY_REFUSED = "delivery.refused"
+    OUTBOX_RECOVERED = "outbox.recovered"
+    PARTITIONS_ASSIGNED = "partitions.assigned"
+    PARTITIONS_REVOKED = "partitions.revoked"
+    PROCESS_STARTED = "process.started"
+    PROCESS_STOPPED = "process.stopped"
+    PROCESS_FAILED = "process.failed"
+    PROCESS_RESTARTED = "process.restarted"
+    SERVER_STARTED = "server.started"
+    SERVER_STOPPED = "server.stopped"
+    SERVER_UNREACHABLE = "server.unreachable"
+    SCHEMA_REGISTERED = "schema.registered"
+    COMMAND_RECEIVED = "command.received"
+
+
+DELIVERIES = Counter("caudal_deliveries_total", "Deliveries at the edge by outcome.", ["source", "outcome"])
+DELIVERY_SECONDS = Histogram(
+    "caudal_delivery_seconds",
+    "From the request's first byte to the broker's acknowledgement.",
+    ["source"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+)
+TRANSLATED = Counter("caudal_events_translated_total", "Canonical events made from captures.", ["source"])
+DEAD_LETTERS = Counter("caudal_dead_letters_total", "Inputs put aside by stage and code.", ["stage", "code"])
+PROJECTED = Counter("caudal_events_projected_total", "Events applied to facts and views.", ["type"])
+BATCH_SECONDS = Histogram(
+    "caudal_batch_seconds",
+    "Time of one batch by stage.",
+    ["stage"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+BATCH_EVENTS = Histogram(
+    "caudal_batch_events", "Events per batch by stage.", ["stage"], buckets=(1, 10, 100, 1000, 5000, 20000)
+)
+VIEW_ROWS = Counter("caudal_view_rows_changed_total", "View rows that changed.", ["view"])
+PUBLISHED = Counter("caudal_changes_published_total", "Messages on the change topics.", ["topic"])
+LAG = Gauge("caudal_consumer_lag_events", "Events not yet taken by partition.", ["topic", "partition"])
+STREAM_CLIENTS = Gauge("caudal_stream_clients", "Open live streams.")
+METRICS = (
+    DELIVERIES,
+    DELIVERY_SECONDS,
+    TRANSLATED,
+    DEAD_LETTERS,
+    PROJECTED,
+    BATCH_SECONDS,
+    BATCH_EVENTS,
+    VIEW_ROWS,
+    PUBLISHED,
+    LAG,
+    STREAM_CLIENTS,
+)
+"""Every metric, for the docs page and its test."""
+
+
+def configure_logging(level: str = "info", *, json: bool | None = None) -> None:
+    """Send structlog and the standard library's loggers to standard error, JSON unless that is a terminal."""
+    as_json = not sys.stderr.isatty() if json is None else json
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+
+
+def logger() -> structlog.typing.FilteringBoundLogger:
+    """The logger; call as `log.info(Log.BATCH_PROJECTED, events=120)`."""
+    return structlog.get_logger()  # type: ignore[no-any-return]
