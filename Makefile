@@ -1,0 +1,59 @@
+# Everything runs in .venv, made from requirements.lock. A fresh machine needs make and Python 3.11 or newer, nothing else.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-fast lint bench lock
+
+help:  ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## install everything into .venv, pinned and checked by hash
+
+# pip's chatter goes to standard error: the targets' own output stays clean for pipes
+$(STAMP): requirements.lock pyproject.toml
+	@if [ ! -x $(BIN)/python ]; then \
+	  for python in python3.11 python3.12 python3.13 python3; do \
+	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	    python=; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "Caudal needs Python 3.11 or newer with the venv module (on Debian and Ubuntu: apt install python3-venv)." >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "making $(VENV) with $$("$$python" --version)" >&2; \
+	  "$$python" -m venv $(VENV); \
+	fi
+	@echo "installing the packages of requirements.lock" >&2
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock >&2
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . >&2
+	@touch $@
+
+demo: setup  ## three systems, one customer, live; ARGS="--once --json" for a summary
+	@$(BIN)/caudal demo $(ARGS)
+
+test: lint  ## lint, then every test
+	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+test-fast: setup  ## the tests that need no server
+	@$(BIN)/python -m pytest tests/unit tests/connectors $(ARGS)
+
+lint: setup  ## ruff, mypy and the import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+bench: setup  ## measure: ARGS="drain --json", also edge, latency
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+# needs uv; --upgrade in ARGS takes newer versions
+COMPILE := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+lock:  ## resolve pyproject.toml into the lock files again
+	@$(COMPILE) --extra dev --output-file requirements.lock $(ARGS)
+	@$(COMPILE) --constraint requirements.lock --no-annotate --output-file deploy/requirements.lock
