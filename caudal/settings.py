@@ -88,6 +88,7 @@ class EdgeSettings(_Group):
     produce_timeout_s: float = Field(
         4.0, gt=0, description="How long to wait for Kafka before answering 503. Shopify gives up at 5 s."
     )
+    receive_timeout_s: float = Field(10.0, gt=0, description="How long a sender may take to send its body, seconds.")
     public_url: str | None = Field(None, description="The edge's address as the vendors see it (HubSpot signs it).")
     replay_window_s: int = Field(300, ge=0, description="Oldest signed timestamp accepted, seconds; 0 takes any.")
 
@@ -118,7 +119,10 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".caudal"), description="Folder for embedded servers' data, logs and run files.")
     config_file: Path = Field(Path("caudal.toml"), description="Sources are read from and written to this file.")
-    secrets_file: Path | None = Field(None, description="TOML file with secrets by name; the environment wins.")
+    secrets_file: Path | None = Field(
+        None,
+        description="TOML file with secrets by name; the environment wins. Unset: `secrets.toml` in the home folder.",
+    )
     default_region: str = Field("BR", description="ISO 3166 country for phone numbers without a country code.")
     log_level: str = Field("info", description="debug, info, warning or error.")
     log_json: bool | None = Field(None, description="JSON log lines. Unset: JSON unless standard error is a terminal.")
