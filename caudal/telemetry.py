@@ -35,6 +35,9 @@ class Log(StrEnum):
     SERVER_UNREACHABLE = "server.unreachable"
     SCHEMA_REGISTERED = "schema.registered"
     COMMAND_RECEIVED = "command.received"
+    REQUEST_FAILED = "request.failed"
+    STREAM_CLOSED = "stream.closed"
+    STREAM_RECORD_SKIPPED = "stream.record_skipped"
 
 
 DELIVERIES = Counter("caudal_deliveries_total", "Deliveries at the edge by outcome.", ["source", "outcome"])
@@ -59,6 +62,12 @@ BATCH_EVENTS = Histogram(
 VIEW_ROWS = Counter("caudal_view_rows_changed_total", "View rows that changed.", ["view"])
 PUBLISHED = Counter("caudal_changes_published_total", "Messages on the change topics.", ["topic"])
 LAG = Gauge("caudal_consumer_lag_events", "Events not yet taken by partition.", ["topic", "partition"])
+REQUEST_SECONDS = Histogram(
+    "caudal_request_seconds",
+    "Time of the API's answers by route, live streams left out.",
+    ["route"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+)
 STREAM_CLIENTS = Gauge("caudal_stream_clients", "Open live streams.")
 METRICS = (
     DELIVERIES,
@@ -71,6 +80,7 @@ METRICS = (
     VIEW_ROWS,
     PUBLISHED,
     LAG,
+    REQUEST_SECONDS,
     STREAM_CLIENTS,
 )
 """Every metric, for the docs page and its test."""
