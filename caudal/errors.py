@@ -23,6 +23,7 @@ __all__ = [
     "RegistryUnavailable",
     "Retryable",
     "UndecodableRecord",
+    "UnknownConnector",
     "UnknownKind",
     "UnknownSource",
     "UnusableEvent",
@@ -67,6 +68,10 @@ class EmbeddedServerFailed(Fatal):
 
 class UnknownSource(Fatal):
     code = "unknown_source"
+
+
+class UnknownConnector(Fatal):
+    code = "unknown_connector"
 
 
 class Retryable(CaudalError):

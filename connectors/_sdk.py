@@ -7,20 +7,38 @@ registered with `@connector.on(...)`. See shopify.py for the model to follow and
 from __future__ import annotations
 
 import hashlib
+import inspect
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any, Protocol, TypeVar, get_type_hints
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar, get_type_hints
 
 import orjson
-from caudal.schemas import Event
+from caudal.connectors._bounds import within_bounds
+from caudal.schemas import Event, Identifier
 from caudal.schemas.events import EPOCH
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 
-from caudal.errors import InvalidPayload, Poison, UnknownKind
+from caudal.errors import InvalidPayload, MissingField, Poison, UnknownKind
 
-__all__ = ["Connector", "Delivery", "Payload", "Scheme", "SignedRequest", "Verdict", "empties", "header", "subject"]
+__all__ = [
+    "Connector",
+    "Delivery",
+    "Id",
+    "Instant",
+    "Payload",
+    "Scheme",
+    "SignedRequest",
+    "Verdict",
+    "empties",
+    "header",
+    "identifiers",
+    "parse_json",
+    "subject",
+]
 
 EVENT_NAMESPACE = uuid.UUID("6f0f2a5e-3d0b-5c57-9f1e-0c6a1d7e6b11")
 """Namespace of every uuid5 that Caudal derives; changing it changes every id."""
@@ -67,14 +85,48 @@ class Delivery:
 
 
 class Payload(BaseModel):
-    """Base of payload models: unknown fields are ignored, numbers given as strings are taken."""
+    """Base of payload models: unknown fields are ignored, texts are trimmed, a number is taken where a text is expected."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True, str_strip_whitespace=True)
+
+
+def _exact_id(value: object) -> object:
+    # vendors' ids pass 2**53 and 2**63; the JSON parser makes floats of whole numbers beyond 64 bits, which are no longer the id
+    if isinstance(value, bool | float) or value == "":
+        raise ValueError("not an exact id")
+    return str(value) if isinstance(value, int) else value
+
+
+def _aware(value: datetime) -> datetime:
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+Id = Annotated[str, BeforeValidator(_exact_id), WithJsonSchema({"type": "string"})]
+"""A payload field with a vendor's id, as text, exact: whole numbers of any size and texts, never a float."""
+
+Instant = Annotated[datetime, AfterValidator(_aware)]
+"""A payload field with a time; one without an offset is UTC."""
 
 
 def subject(source: str, kind: str, id_: object) -> str:
-    """The subject `<source>:<kind>:<id>`."""
+    """The subject `<source>:<kind>:<id>`.
+
+    Raises:
+        MissingField: there is no id.
+    """
+    if id_ is None or id_ == "":
+        raise MissingField(f"the id of the {kind} is missing")
     return f"{source}:{kind}:{id_}"
+
+
+def identifiers(**values: str | Iterable[str | None] | None) -> tuple[Identifier, ...]:
+    """Identifiers by kind, as the vendor gives them: `identifiers(email=c.email, phone=(c.phone, a.phone))`. Empty ones are left out."""
+    return tuple(
+        Identifier(kind=kind, value=value)
+        for kind, given in values.items()
+        for value in ((given,) if isinstance(given, str) else given or ())
+        if value
+    )
 
 
 def empties(payload: BaseModel, **fields: str) -> tuple[str, ...]:
@@ -94,8 +146,8 @@ def empties(payload: BaseModel, **fields: str) -> tuple[str, ...]:
 Item = tuple[str, str, Any]
 """One thing in a delivery: its kind, an id that is stable under redelivery, and the parsed value."""
 
-_P = TypeVar("_P")
-Translator = Callable[[Any, str], Iterator[Event]]
+_P = TypeVar("_P", bound=Callable[..., Iterator[Event]])
+Translator = Callable[[Any, str, Delivery], Iterator[Event]]
 
 
 def header(name: str) -> Callable[[Mapping[str, str], bytes], str | None]:
@@ -128,16 +180,22 @@ class Connector:
     translators: dict[str, tuple[type[BaseModel] | None, Translator]] = field(default_factory=dict)
 
     def on(self, *kinds: str) -> Callable[[_P], _P]:
-        """Register a function `(payload, source) -> Iterator[Event]` for `kinds`; its first annotation is the payload model."""
+        """Register a function `(payload, source)` or `(payload, source, delivery)` that yields events for `kinds`.
+
+        Its first annotation is the payload model; any other annotation passes the parsed value as it is.
+        """
 
         def register(function: _P) -> _P:
-            hints = get_type_hints(function)
-            model = next(iter(hints.values()))
+            model = next(iter(get_type_hints(function).values()))
+            takes_delivery = len(inspect.signature(function).parameters) > 2
+            translator: Translator = (
+                function if takes_delivery else lambda payload, source, _delivery: function(payload, source)
+            )
             for kind in kinds:
-                if kind in self.translators:
+                if kind in self.translators or kind in self.ignored:
                     raise ValueError(f"{self.name}: kind {kind} is registered twice")
                 is_model = isinstance(model, type) and issubclass(model, BaseModel)
-                self.translators[kind] = (model if is_model else None, function)  # type: ignore[assignment]
+                self.translators[kind] = (model if is_model else None, translator)
             return function
 
         return register
@@ -171,25 +229,18 @@ class Connector:
         delivery = replace(delivery, delivery_id=delivery_id, kind=kind)
         events: list[Event] = []
         try:
-            items = list((self.split or _whole)(delivery))
-            for item_kind, item_id, value in items:
+            for item_kind, item_id, value in (self.split or _whole)(delivery):
                 events.extend(self._events(delivery, item_kind, item_id, value))
-        except Poison:
+        except (Poison, MemoryError):
             raise
         except ValidationError as exc:
-            raise InvalidPayload(f"{self.name} {kind or 'delivery'}: {_faults(exc)}") from None
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            OverflowError,
-            ArithmeticError,
-            RecursionError,
-        ) as exc:
-            # Arithmetic holds decimal.InvalidOperation; the text of such errors may quote the payload, so only the type is told
-            raise InvalidPayload(f"{self.name} {kind or 'delivery'}: not usable ({type(exc).__name__})") from exc
+            raise InvalidPayload(f"{self.name} {_shown(kind)}: {_faults(exc, self._model_of(exc))}") from None
+        except Exception as exc:
+            # whatever a connector stumbles over is kept as a dead letter and redriven once the connector is mended. The texts of such
+            # errors may quote the payload, so only their type and place are told, and they are not chained
+            raise InvalidPayload(
+                f"{self.name} {_shown(kind)}: not usable ({type(exc).__name__} at {_place(exc)})"
+            ) from None
         return events
 
     def _events(self, delivery: Delivery, kind: str, item_id: str, value: Any) -> Iterator[Event]:
@@ -197,17 +248,30 @@ class Connector:
             return
         if kind not in self.translators:
             raise UnknownKind(
-                f"{self.name}: unknown kind {kind[:80]!r}", hint=f"`caudal connectors` lists the kinds of {self.name}"
+                f"{self.name}: unknown kind {_shown(kind)}", hint=f"`caudal connectors` lists the kinds of {self.name}"
             )
         model, function = self.translators[kind]
         payload = model.model_validate(value) if model is not None else value
-        for position, event in enumerate(function(payload, delivery.source)):
+        for position, event in enumerate(function(payload, delivery.source, delivery)):
             event_id = uuid.uuid5(EVENT_NAMESPACE, f"{delivery.source}\n{item_id}\n{position}")
-            yield replace(event, event_id=str(event_id), source=delivery.source, captured_at=delivery.captured_at)
+            yield within_bounds(
+                replace(
+                    event,
+                    event_id=str(event_id),
+                    source=delivery.source,
+                    captured_at=delivery.captured_at,
+                    identifiers=tuple(dict.fromkeys(i for i in event.identifiers if i.value)),
+                )
+            )
+
+    def _model_of(self, exc: ValidationError) -> type[BaseModel] | None:
+        return next(
+            (model for model, _ in self.translators.values() if model is not None and model.__name__ == exc.title), None
+        )
 
 
 def parse_json(body: bytes) -> Any:
-    """The body as JSON, integers kept exact.
+    """The body as JSON; whole numbers are exact up to 64 bits (see `Id` for what lies beyond).
 
     Raises:
         InvalidPayload: not JSON.
@@ -224,8 +288,32 @@ def _whole(delivery: Delivery) -> Iterator[Item]:
     yield delivery.kind, delivery.delivery_id, parse_json(delivery.body)
 
 
-def _faults(exc: ValidationError) -> str:
+def _shown(kind: str | None) -> str:
+    """A kind for messages, unless it is something else than a topic's name."""
+    if kind is None:
+        return "delivery"
+    return kind if re.fullmatch(r"[A-Za-z0-9_.:/-]{1,80}", kind) else "of an odd name"
+
+
+def _faults(exc: ValidationError, model: type[BaseModel] | None) -> str:
+    """What pydantic found, without any value: keys of the payload are told only where they are fields of the model."""
+    known = _field_names(model.model_json_schema()) if model is not None else frozenset()
     return "; ".join(
-        f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}"
+        f"{'.'.join(str(part) if isinstance(part, int) or part in known else '*' for part in e['loc'])}: {e['msg']}"
         for e in exc.errors(include_input=False, include_url=False, include_context=False)[:5]
     )
+
+
+def _field_names(schema: Any) -> frozenset[str]:
+    if isinstance(schema, list):
+        return frozenset().union(*map(_field_names, schema))
+    if not isinstance(schema, dict):
+        return frozenset()
+    return frozenset(schema.get("properties", ())).union(*map(_field_names, schema.values()))
+
+
+def _place(exc: BaseException) -> str:
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "?"

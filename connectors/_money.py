@@ -1,0 +1,70 @@
+"""Exact money: decimal amounts become integer minor units by the ISO 4217 exponent of their currency, never through a float."""
+
+from __future__ import annotations
+
+import re
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Annotated
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+from caudal.errors import InvalidPayload, MissingField
+
+__all__ = ["Amount", "exponent", "minor"]
+
+# ISO 4217 list one: the currencies whose minor unit is not the hundredth
+_EXPONENTS = {
+    **dict.fromkeys(
+        ("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND", "VUV"), 0
+    ),
+    **dict.fromkeys(("XAF", "XOF", "XPF"), 0),
+    **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
+    **dict.fromkeys(("CLF", "UYW"), 4),
+}
+_DECIMAL = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{1,40})?")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+_MAX_DIGITS = 18  # before the point; more can't be stored in 64 bits as minor units anyway
+
+
+def _exact(value: object) -> object:
+    if value is None or isinstance(value, Decimal):
+        return value
+    if isinstance(value, bool):
+        raise ValueError("not an amount")  # noqa: TRY004 - pydantic takes ValueError as a fault of the payload
+    if isinstance(value, int | float):
+        # the shortest repr of a JSON number is the decimal that the vendor wrote, up to 15 digits
+        value = format(Decimal(repr(value)), "f")
+    if not isinstance(value, str) or not _DECIMAL.fullmatch(value.strip()):
+        raise ValueError("not an amount")
+    return Decimal(value.strip())
+
+
+Amount = Annotated[Decimal, BeforeValidator(_exact), WithJsonSchema({"type": "string"})]
+"""A payload field with an amount of money: a decimal string as vendors send it (a JSON number is taken as well)."""
+
+
+def exponent(currency: str) -> int:
+    """Digits of a currency's minor unit: 2 for BRL, 0 for JPY, 3 for KWD."""
+    if currency in _NO_MINOR_UNIT:
+        return 0
+    if currency in _THOUSANDTHS:
+        return 3
+    return 4 if currency in _TEN_THOUSANDTHS else 2
+
+
+def minor(amount: Decimal | None, currency: str | None) -> int | None:
+    """`amount` in minor units of `currency`, halves rounded away from zero; None stays None.
+
+    Raises:
+        MissingField: an amount without a currency.
+        InvalidPayload: the currency is no ISO 4217 code, or the amount is beyond 64 bits.
+    """
+    if amount is None:
+        return None
+    if not currency:
+        raise MissingField("an amount without a currency")
+    if not _CURRENCY.fullmatch(currency):
+        raise InvalidPayload("the currency is not an ISO 4217 code")
+    if not amount.is_finite() or amount.adjusted() >= _MAX_DIGITS:
+        raise InvalidPayload("the amount is out of range")
+    return int(amount.scaleb(exponent(currency)).quantize(Decimal(1), rounding=ROUND_HALF_UP))
