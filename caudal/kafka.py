@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from caudal.errors import BrokerUnavailable, CaudalError, Fatal
 from caudal.settings import KafkaSettings
@@ -15,6 +15,7 @@ __all__ = [
     "CHANGES",
     "COMMANDS",
     "DEAD_LETTERS",
+    "MAX_MESSAGE_BYTES",
     "METRICS",
     "PROFILES",
     "SCHEMAS",
@@ -22,10 +23,12 @@ __all__ = [
     "admin",
     "capture_topic",
     "consumer",
+    "end_offsets",
     "ensure_topics",
     "options",
     "producer",
     "topic",
+    "topics",
     "translate_error",
 ]
 
@@ -36,6 +39,9 @@ SEGMENTS = "customer.segments"
 DEAD_LETTERS = "dead.letters"
 COMMANDS = "caudal.commands"
 SCHEMAS = "_schemas"
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Largest message of capture topics and of `dead.letters`, which hold what was sent as it came. Kafka's own limit is 1 MB."""
 
 _COMPACTED = {PROFILES, METRICS, SCHEMAS}
 _FOREVER = {CHANGES, DEAD_LETTERS, SEGMENTS}
@@ -77,6 +83,7 @@ def producer(settings: KafkaSettings, **extra: Any) -> Producer:
             "enable.idempotence": True,
             "compression.type": "lz4",
             "linger.ms": 0,
+            "message.max.bytes": MAX_MESSAGE_BYTES,
             **extra,
         }
     )
@@ -113,6 +120,8 @@ def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
         config = {"cleanup.policy": "compact"} if name in _COMPACTED else {}
         if name in _FOREVER or name.startswith("capture."):
             config = {"cleanup.policy": "delete", "retention.ms": "-1"}
+        if name == DEAD_LETTERS or name.startswith("capture."):
+            config["max.message.bytes"] = str(MAX_MESSAGE_BYTES)
         partitions = 1 if name in {SCHEMAS, COMMANDS} else settings.partitions
         new.append(NewTopic(topic(settings, name), partitions, settings.replication_factor, config=config))
     for future in client.create_topics(new, operation_timeout=20).values() if new else ():
@@ -121,6 +130,39 @@ def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
         except KafkaException as exc:
             if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise translate_error(exc) from exc
+
+
+def topics(settings: KafkaSettings) -> dict[str, int]:
+    """Every topic there is, by full name, with its number of partitions.
+
+    Raises:
+        BrokerUnavailable: the brokers can't be reached.
+    """
+    try:
+        metadata = admin(settings).list_topics(timeout=10).topics
+    except KafkaException as exc:
+        raise translate_error(exc) from exc
+    return {name: len(topic.partitions) for name, topic in sorted(metadata.items())}
+
+
+def end_offsets(settings: KafkaSettings, names: Iterable[str]) -> dict[str, dict[int, int]]:
+    """Where each partition ends: the offset that the next message gets, by full topic name and partition.
+
+    Topics that don't exist are left out.
+
+    Raises:
+        BrokerUnavailable: the brokers can't be reached.
+    """
+    counts = topics(settings)
+    wanted = [TopicPartition(name, partition) for name in names for partition in range(counts.get(name, 0))]
+    ends: dict[str, dict[int, int]] = {}
+    futures = admin(settings).list_offsets({place: OffsetSpec.latest() for place in wanted}) if wanted else {}
+    try:
+        for place, future in futures.items():
+            ends.setdefault(place.topic, {})[place.partition] = future.result().offset
+    except KafkaException as exc:
+        raise translate_error(exc) from exc
+    return ends
 
 
 def translate_error(exc: KafkaException) -> CaudalError:
