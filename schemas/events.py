@@ -194,7 +194,7 @@ class TicketStated(Event):
     type: str | None = None
     channel: str | None = None
     tags: tuple[str, ...] | None = None
-    group: str | None = None
+    team: str | None = None
     assignee: str | None = None
     product: str | None = None
     satisfaction: str | None = None

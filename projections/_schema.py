@@ -1,0 +1,57 @@
+"""The live schema: which facts and views there are, and making them in an empty database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from caudal.projections import _sql
+from caudal.projections._sql import priority_sql
+from caudal.projections.facts import FACTS
+from caudal.projections.metrics import metrics
+from caudal.projections.profiles import profiles
+from caudal.projections.segments import segment_members
+from psycopg import sql
+
+from caudal.errors import Fatal
+
+__all__ = ["FACTS", "LIVE", "VIEWS", "ensure_live", "priority_sql"]
+
+LIVE = "live"
+VIEWS = (profiles, metrics, segment_members)
+"""Every view, in the order in which they are refreshed: a view of views comes after those."""
+
+_MAKING_LOCK = 0x6361_7564  # any constant; it keeps two workers from making the schema at the same time
+
+FIRST = """
+    CREATE OR REPLACE AGGREGATE hub.first(anyelement) (
+        sfunc = any_value_transfn, stype = anyelement, combinefunc = any_value_transfn, parallel = safe
+    )
+"""
+"""The first value that is not null, in the order given: any_value's own transition function keeps the first it meets."""
+
+
+def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> None:
+    """Make the live schema if there is none; safe from several workers at once. `hub` must have been migrated.
+
+    Raises:
+        Fatal: the schema was made by other definitions of facts and views.
+    """
+    wanted = _sql.definition(FACTS, VIEWS)
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING_LOCK,))
+        row = conn.execute("SELECT obj_description(to_regnamespace(%s), 'pg_namespace')", (schema,)).fetchone()
+        exists = conn.execute("SELECT to_regnamespace(%s) IS NOT NULL", (schema,)).fetchone()
+        if exists and exists[0]:
+            found = row[0] if row else None
+            if found != wanted:
+                raise Fatal(
+                    f"schema {schema} was made by other definitions ({found}, now {wanted})",
+                    hint="rebuild the views from the log before starting workers of this release",
+                )
+            return
+        conn.execute(FIRST)
+        conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+        for statement in _sql.tables(schema, FACTS, VIEWS):
+            conn.execute(statement)  # type: ignore[arg-type]  # composed from our own declarations only
+        conn.execute(sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(schema), sql.Literal(wanted)))

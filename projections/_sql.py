@@ -1,0 +1,355 @@
+"""The SQL of facts and views, generated from their declarations. Every value is a column or a parameter; names are our own.
+
+Staging tables are temporary and empty themselves at commit (`ON COMMIT DELETE ROWS`: deleting would bloat them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from caudal.projections._fact import HEADER, Fact
+from caudal.projections._view import View
+
+__all__ = [
+    "ANY_ERASED",
+    "GONE_UPSERT",
+    "LINKS_UPSERT",
+    "STAGES",
+    "TOUCH",
+    "composites",
+    "definition",
+    "priority_sql",
+    "prune",
+    "refresh",
+    "remove",
+    "stage_ddl",
+    "tables",
+    "upsert",
+]
+
+VERSION = "occurred_at, captured_at, event_id"
+_HEADER_TYPES = {
+    "subject": 'text COLLATE "C" NOT NULL',
+    "source": 'text COLLATE "C" NOT NULL',
+    "occurred_at": "timestamptz NOT NULL",
+    "captured_at": "timestamptz NOT NULL",
+    "event_id": 'text COLLATE "C" NOT NULL',
+}
+COMPOSITE = -1
+"""`stated` of a row that was put together from statements with different sets of fields (they are kept in <fact>_parts)."""
+
+
+def _columns(fact: Fact) -> list[str]:
+    types = {c.name: c.type for c in fact.columns}
+    lines = []
+    for name in fact.all_columns:
+        if name in _HEADER_TYPES:
+            lines.append(f"{name} {_HEADER_TYPES[name]}")
+        elif name == "stated":
+            lines.append("stated bigint NOT NULL")
+        elif name in fact.extra_key:
+            lines.append(f'{name} text COLLATE "C" NOT NULL')
+        else:
+            lines.append(f"{name} {types[name]}")
+    return lines
+
+
+def tables(schema: str, facts: tuple[Fact, ...], views: tuple[View, ...]) -> list[str]:
+    """Statements that make the facts, their parts and the views in an empty schema."""
+    made = [
+        f"""CREATE TABLE {schema}.links (
+            subject text COLLATE "C" PRIMARY KEY, source text COLLATE "C" NOT NULL, customer_id uuid NOT NULL, link_seq bigint NOT NULL,
+            deleted_at timestamptz, erased_at timestamptz) WITH (fillfactor = 90)""",
+        f"CREATE INDEX links_customer_id ON {schema}.links (customer_id)",
+        f"CREATE INDEX links_erased ON {schema}.links (subject) WHERE erased_at IS NOT NULL",
+    ]
+    for fact in facts:
+        key = ", ".join(fact.key)
+        made.append(
+            f"CREATE TABLE {schema}.{fact.name} ({', '.join(_columns(fact))}, PRIMARY KEY ({key})) WITH (fillfactor = 80)"
+        )
+        made += [f"CREATE INDEX {fact.name}_{column} ON {schema}.{fact.name} ({column})" for column in fact.indexes]
+        if fact.partial:
+            made.append(
+                f"CREATE TABLE {schema}.{fact.name}_parts ({', '.join(_columns(fact))}, PRIMARY KEY ({key}, stated))"
+            )
+            made += [
+                f"CREATE INDEX {fact.name}_parts_{column} ON {schema}.{fact.name}_parts ({column})"
+                for column in fact.indexes
+            ]
+    for view in views:
+        collate = {"segment": 'text COLLATE "C"'}
+        columns = ", ".join(f"{name} {collate.get(name, type_)}" for name, type_ in view.columns.items())
+        made.append(
+            f"CREATE TABLE {schema}.{view.name} ({columns}, PRIMARY KEY ({', '.join(view.key)})) WITH (fillfactor = 80)"
+        )
+    return made
+
+
+def definition(facts: tuple[Fact, ...], views: tuple[View, ...]) -> str:
+    """A digest of what the tables and SELECTs are; a schema built by another definition must be rebuilt, not written to."""
+    text = "\n".join(tables("s", facts, views)) + "\n".join(v.select for v in views)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+STAGE_SUBJECTS = """CREATE TEMP TABLE stage_subjects (
+    subject text COLLATE "C", customer_id text, link_seq bigint, event_id text COLLATE "C", facts int) ON COMMIT DELETE ROWS"""
+STAGE_GONE = """CREATE TEMP TABLE stage_gone (
+    subject text COLLATE "C", deleted_at timestamptz, erased_at timestamptz) ON COMMIT DELETE ROWS"""
+STAGE_MOVED = 'CREATE TEMP TABLE stage_moved (subject text COLLATE "C", facts int) ON COMMIT DELETE ROWS'
+TOUCHED = "CREATE TEMP TABLE touched (customer_id uuid, facts int, cause text) ON COMMIT DELETE ROWS"
+STAGES = (STAGE_SUBJECTS, STAGE_GONE, STAGE_MOVED, TOUCHED)
+"""Staging tables that every batch uses."""
+
+
+def stage_ddl(fact: Fact) -> str:
+    """The staging table of a fact."""
+    return f"CREATE TEMP TABLE stage_{fact.name} ({', '.join(_columns(fact))}) ON COMMIT DELETE ROWS"
+
+
+LINKS_UPSERT = """
+    INSERT INTO {schema}.links AS l (subject, source, customer_id, link_seq)
+    SELECT DISTINCT ON (s.subject) s.subject, split_part(s.subject, ':', 1), s.customer_id::uuid, s.link_seq
+    FROM stage_subjects s LEFT JOIN {schema}.links l ON l.subject = s.subject
+    WHERE l.subject IS NULL OR l.link_seq < s.link_seq
+    ORDER BY s.subject, s.link_seq DESC, s.customer_id
+    ON CONFLICT (subject) DO UPDATE SET customer_id = excluded.customer_id, link_seq = excluded.link_seq
+    WHERE l.link_seq < excluded.link_seq
+    RETURNING old.customer_id AS was, new.customer_id AS now
+"""
+"""The newest seq of a subject wins; `was` is null for a new subject."""
+
+GONE_UPSERT = """
+    UPDATE {schema}.links l
+    SET deleted_at = greatest(l.deleted_at, g.deleted_at), erased_at = greatest(l.erased_at, g.erased_at)
+    FROM (SELECT subject, max(deleted_at) AS deleted_at, max(erased_at) AS erased_at FROM stage_gone GROUP BY subject) g
+    WHERE l.subject = g.subject
+"""
+"""Deletions and erasures only move forward in time, so their order of arrival doesn't matter."""
+
+ANY_ERASED = """
+    SELECT EXISTS (
+        SELECT FROM {schema}.links l WHERE l.erased_at IS NOT NULL AND l.subject IN (SELECT subject FROM stage_subjects)
+    )
+"""
+
+TOUCH = """
+    WITH t AS (
+        INSERT INTO touched (customer_id, facts, cause)
+        SELECT customer_id, bit_or(facts), max(cause) FROM (
+            SELECT l.customer_id, s.facts, s.event_id AS cause FROM stage_subjects s JOIN {schema}.links l USING (subject)
+            UNION ALL
+            SELECT l.customer_id, m.facts, NULL FROM stage_moved m JOIN {schema}.links l USING (subject)
+            UNION ALL
+            SELECT unnest(%(moved)s::uuid[]), %(all)s, NULL
+        ) s GROUP BY customer_id
+        RETURNING customer_id
+    )
+    SELECT array_agg(DISTINCT crc32(convert_to(customer_id::text, 'UTF8')) & 63) FROM t
+"""
+"""The customers that the batch touched, with what was touched; returns their stripes (see _runner.py)."""
+
+
+def upsert(schema: str, fact: Fact) -> str:
+    """The generic versioned upsert: of each thing the newest statement, written where it is newer than what is there.
+
+    A statement of other fields than the row's is not written (see `composites`). Subjects that lost a thing are noted as moved.
+    """
+    columns = ", ".join(fact.all_columns)
+    key = ", ".join(fact.key)
+    changed = [c for c in fact.all_columns if c not in fact.key and c != "stated"]
+    sets = ", ".join(f"{c} = excluded.{c}" for c in changed)
+    version = ", ".join(f"excluded.{c.strip()}" for c in VERSION.split(","))
+    current = ", ".join(f"f.{c.strip()}" for c in VERSION.split(","))
+    write = f"""
+        INSERT INTO {schema}.{fact.name} AS f ({columns})
+        SELECT DISTINCT ON ({key}) {columns} FROM stage_{fact.name}
+        ORDER BY {key}, {", ".join(f"{c.strip()} DESC" for c in VERSION.split(","))}
+        ON CONFLICT ({key}) DO UPDATE SET {sets}
+        WHERE f.stated = excluded.stated AND ({current}) < ({version})"""
+    if "subject" in fact.key:
+        return write
+    return f"""
+        WITH written AS ({write} RETURNING old.subject AS was, new.subject AS now)
+        INSERT INTO stage_moved (subject, facts) SELECT was, %(bit)s FROM written WHERE was <> now"""
+
+
+def composites(schema: str, fact: Fact) -> tuple[str, ...]:
+    """Things of which statements with different sets of fields are known: keep the newest of each set, then put the row together.
+
+    The row takes every field from the newest statement that states it; subject and version come from the newest of all.
+    """
+    key = ", ".join(fact.key)
+    on = " AND ".join(f"f.{k} = s.{k}" for k in fact.key)
+    newest = ", ".join(f"{c.strip()} DESC" for c in VERSION.split(","))
+    columns = ", ".join(fact.all_columns)
+    parts = f"{schema}.{fact.name}_parts"
+    rest = [c for c in fact.all_columns if c not in fact.key and c != "stated"]
+    version = ", ".join(f"excluded.{c.strip()}" for c in VERSION.split(","))
+    current = ", ".join(f"p.{c.strip()}" for c in VERSION.split(","))
+    bits = fact.stated_bits
+    states = {c.name: bits[c.states] for c in fact.columns}
+    folded = []
+    for column in fact.all_columns:
+        if column in fact.key:
+            folded.append(column)
+        elif column == "stated":
+            folded.append(f"{COMPOSITE}")
+        elif column in states:
+            folded.append(f"any_value({column}) FILTER (WHERE effective & {states[column]} <> 0) AS {column}")
+        else:
+            folded.append(f"any_value({column}) FILTER (WHERE place = 1) AS {column}")
+    sets = ", ".join(f"{c} = excluded.{c}" for c in [*rest, "stated"])
+    moved_open, moved_close = ("", "")
+    if "subject" not in fact.key:
+        moved_open = "WITH written AS ("
+        moved_close = """ RETURNING old.subject AS was, new.subject AS now)
+            INSERT INTO stage_moved (subject, facts) SELECT was, %(bit)s FROM written WHERE was <> now"""
+    return (
+        f"""CREATE TEMP TABLE IF NOT EXISTS composite_{fact.name} ({", ".join(f'{k} text COLLATE "C"' for k in fact.key)}) ON COMMIT DELETE ROWS""",
+        f"""INSERT INTO composite_{fact.name}
+            SELECT {key} FROM stage_{fact.name} GROUP BY {key} HAVING min(stated) <> max(stated)
+            UNION
+            SELECT {", ".join(f"s.{k}" for k in fact.key)} FROM stage_{fact.name} s JOIN {schema}.{fact.name} f ON {on}
+            WHERE f.stated <> s.stated""",
+        f"""INSERT INTO {parts} ({columns})
+            SELECT {", ".join(f"f.{c}" for c in fact.all_columns)} FROM composite_{fact.name} s JOIN {schema}.{fact.name} f ON {on}
+            WHERE f.stated <> {COMPOSITE} ORDER BY {", ".join(f"f.{k}" for k in fact.key)} ON CONFLICT ({key}, stated) DO NOTHING""",
+        f"""INSERT INTO {parts} AS p ({columns})
+            SELECT DISTINCT ON ({", ".join(f"f.{k}" for k in fact.key)}, f.stated) {", ".join(f"f.{c}" for c in fact.all_columns)}
+            FROM stage_{fact.name} f WHERE ({", ".join(f"f.{k}" for k in fact.key)}) IN (SELECT {key} FROM composite_{fact.name})
+            ORDER BY {", ".join(f"f.{k}" for k in fact.key)}, f.stated, {newest}
+            ON CONFLICT ({key}, stated) DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in rest)}
+            WHERE ({current}) < ({version})""",
+        _fold(schema, fact, f"composite_{fact.name}", folded, sets, moved_open, moved_close),
+    )
+
+
+def _fold(schema: str, fact: Fact, keys: str, folded: list[str], sets: str, moved_open: str, moved_close: str) -> str:
+    key = ", ".join(fact.key)
+    on = " AND ".join(f"p.{k} = s.{k}" for k in fact.key)
+    newest = ", ".join(f"p.{c.strip()} DESC" for c in VERSION.split(","))
+    return f"""{moved_open}
+        INSERT INTO {schema}.{fact.name} AS f ({", ".join(fact.all_columns)})
+        SELECT {", ".join(folded)} FROM (
+            SELECT p.*, row_number() OVER w AS place,
+                   p.stated & ~coalesce(bit_or(p.stated) OVER (w ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS effective
+            FROM (SELECT DISTINCT {key} FROM {keys}) s JOIN {schema}.{fact.name}_parts p ON {on}
+            WINDOW w AS (PARTITION BY {", ".join(f"p.{k}" for k in fact.key)} ORDER BY {newest})
+        ) parts
+        GROUP BY {key} ORDER BY {key}
+        ON CONFLICT ({key}) DO UPDATE SET {sets}{moved_close}"""
+
+
+def prune(schema: str, fact: Fact) -> tuple[str, ...]:
+    """Remove what was stated about erased subjects up to their erasure, from the staged rows and from the tables.
+
+    A composite row is dropped with its parts and put together again from those that are left.
+    """
+    on = " AND ".join(f"f.{k} = p.{k}" for k in fact.key)
+    late = f"""DELETE FROM stage_{fact.name} f USING {schema}.links l
+               WHERE l.subject = f.subject AND f.occurred_at <= l.erased_at"""
+    rows = f"""DELETE FROM {schema}.{fact.name} f USING stage_gone g
+               WHERE g.erased_at IS NOT NULL AND f.subject = g.subject AND f.occurred_at <= g.erased_at"""
+    if not fact.partial:
+        return late, rows
+    return (
+        late,
+        f"""WITH dropped AS (
+                DELETE FROM {schema}.{fact.name}_parts p USING stage_gone g
+                WHERE g.erased_at IS NOT NULL AND p.subject = g.subject AND p.occurred_at <= g.erased_at RETURNING p.*)
+            , freed AS (DELETE FROM {schema}.{fact.name} f USING dropped p WHERE {on} RETURNING f.*)
+            INSERT INTO stage_{fact.name} SELECT {", ".join(f"p.{c}" for c in fact.all_columns)}
+            FROM {schema}.{fact.name}_parts p JOIN (SELECT DISTINCT {", ".join(fact.key)} FROM freed) f ON {on}
+            WHERE NOT EXISTS (SELECT FROM dropped d WHERE {" AND ".join(f"d.{k} = p.{k}" for k in fact.key)} AND d.stated = p.stated)""",
+        f"""DELETE FROM {schema}.{fact.name}_parts p USING stage_{fact.name} f
+            WHERE {on} AND NOT EXISTS (SELECT FROM {schema}.{fact.name} t WHERE {" AND ".join(f"t.{k} = p.{k}" for k in fact.key)})""",
+        rows,
+    )
+
+
+def _ctes(view: View, schema: str, restriction: str) -> str:
+    if restriction:
+        customers = f"SELECT customer_id FROM touched WHERE {restriction}"
+        source = f"customers t JOIN {schema}.links l ON l.customer_id = t.customer_id"
+    else:
+        customers = f"SELECT DISTINCT customer_id FROM {schema}.links"
+        source = f"{schema}.links l"
+    return f"""customers AS ({customers}),
+        subjects AS (SELECT l.customer_id, l.subject, l.source, greatest(l.deleted_at, l.erased_at) AS deleted_at FROM {source})"""
+
+
+def select(view: View, schema: str, priority: str) -> str:
+    """The view's SELECT over all customers: what a rebuild runs, and what a test compares with."""
+    return f"WITH {_ctes(view, schema, '')} {view.select.format(schema=schema, priority=priority)}"
+
+
+def refresh(view: View, schema: str, priority: str, mask: int) -> str:
+    """Refresh a view for the touched customers; returns the rows that changed.
+
+    One row a customer: inserted or updated where different. Several rows a customer (memberships): the difference is written and
+    returned as (customer_id, value, entered, cause).
+    """
+    restriction = f"facts & {mask} <> 0"
+    body = view.select.format(schema=schema, priority=priority)
+    table = f"{schema}.{view.name}"
+    columns = ", ".join(view.columns)
+    if len(view.key) == 1:
+        rest = [c for c in view.columns if c not in view.key]
+        return f"""WITH {_ctes(view, schema, restriction)}
+            INSERT INTO {table} AS v ({columns})
+            SELECT {columns} FROM ({body}) fresh ORDER BY customer_id
+            ON CONFLICT ({view.key[0]}) DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in rest)}
+            WHERE ({", ".join(f"v.{c}" for c in rest)}) IS DISTINCT FROM ({", ".join(f"excluded.{c}" for c in rest)})
+            RETURNING {", ".join(f"v.{c}" for c in view.columns)}"""
+    value = view.key[1]
+    return f"""WITH diff AS MATERIALIZED (
+            SELECT t.customer_id, t.cause, had.set AS had, has.set AS has
+            FROM touched t
+            CROSS JOIN LATERAL (
+                SELECT coalesce(array_agg(m.{value}), '{{}}') AS set FROM {table} m WHERE m.customer_id = t.customer_id
+            ) had
+            CROSS JOIN LATERAL (
+                SELECT coalesce(array_agg(q.{value}), '{{}}') AS set
+                FROM (WITH customers AS (SELECT t.customer_id) {body}) q
+            ) has
+            WHERE t.{restriction} AND NOT (had.set @> has.set AND has.set @> had.set)
+        ), gone AS (
+            DELETE FROM {table} m USING diff d
+            WHERE m.customer_id = d.customer_id AND m.{value} <> ALL (d.has) RETURNING m.customer_id, m.{value}, d.cause
+        ), came AS (
+            INSERT INTO {table} ({columns}) SELECT d.customer_id, v.value FROM diff d, unnest(d.has) v(value)
+            WHERE v.value <> ALL (d.had) RETURNING customer_id, {value}
+        )
+        SELECT customer_id, {value}, false AS entered, cause FROM gone
+        UNION ALL
+        SELECT c.customer_id, c.{value}, true, d.cause FROM came c JOIN diff d USING (customer_id)"""
+
+
+def remove(view: View, schema: str, priority: str) -> str:
+    """Delete rows of touched customers for whom the SELECT gives none any more; returns their ids. Only needed after moves and deletions."""
+    return f"""WITH {_ctes(view, schema, "true")}
+        DELETE FROM {schema}.{view.name} v USING touched t
+        WHERE v.customer_id = t.customer_id
+          AND v.customer_id NOT IN (SELECT customer_id FROM ({view.select.format(schema=schema, priority=priority)}) fresh)
+        RETURNING v.customer_id"""
+
+
+def priority_sql(priorities: Mapping[str, int]) -> str:
+    """A source's priority as an SQL expression over the column `source`; sources that aren't named have 0."""
+    cases = "".join(
+        f" WHEN '{source}' THEN {int(value)}"
+        for source, value in sorted(priorities.items())
+        if value and _plain_name(source)
+    )
+    return f"(CASE s.source{cases} ELSE 0 END)" if cases else "0"
+
+
+def _plain_name(source: str) -> bool:
+    if not source.replace("-", "").isalnum():
+        raise ValueError(f"not a source name: {source!r}")
+    return True
+
+
+assert set(HEADER) == set(_HEADER_TYPES)

@@ -1,0 +1,30 @@
+"""What a view is: one SELECT over facts with a key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["View"]
+
+
+@dataclass(frozen=True)
+class View:
+    """A table kept equal to a SELECT.
+
+    Attributes:
+        name: the table.
+        key: its primary key; the first column is `customer_id`.
+        columns: column → SQL type, in the order of the SELECT.
+        reads: the facts (or views) whose change touches a customer's rows; every view also follows the links.
+        select: the SELECT. It starts from the CTE `subjects(customer_id, subject, source, deleted_at)` (or, for a view of views, from
+            `customers(customer_id)`), which the runner restricts to the touched customers, and a rebuild doesn't. `{schema}` is the
+            schema that holds the facts; `{priority}` is an SQL expression for a source's priority over the column `source`.
+        topic: the change topic its rows go to, if any.
+    """
+
+    name: str
+    key: tuple[str, ...]
+    columns: dict[str, str]
+    reads: tuple[str, ...]
+    select: str
+    topic: str | None = None

@@ -1,0 +1,113 @@
+"""The figures of each customer: orders, money, support, subscriptions, feedback."""
+
+from __future__ import annotations
+
+from caudal.projections._view import View
+
+__all__ = ["metrics"]
+
+# An order counts when it was placed and stands; checkouts, drafts and deals are not orders.
+_COUNTS = "coalesce(o.kind, 'order') = 'order' AND coalesce(o.status, 'open') NOT IN ('cancelled', 'voided', 'deleted', 'abandoned')"
+_PAID = "o.status IN ('paid', 'partially_paid', 'partially_refunded', 'refunded')"
+_OPEN = "coalesce(t.status, 'open') NOT IN ('solved', 'closed', 'deleted')"
+
+metrics = View(
+    name="metrics",
+    key=("customer_id",),
+    columns={
+        "customer_id": "uuid",
+        "orders_count": "bigint",
+        "spend_minor": "jsonb",
+        "refunded_minor": "jsonb",
+        "refunds_count": "bigint",
+        "first_order_at": "timestamptz",
+        "last_order_at": "timestamptz",
+        "favourite_category": "text",
+        "tickets_count": "bigint",
+        "open_tickets_count": "bigint",
+        "last_ticket_at": "timestamptz",
+        "satisfaction_good_count": "bigint",
+        "satisfaction_bad_count": "bigint",
+        "active_subscriptions_count": "bigint",
+        "last_nps_score": "double precision",
+        "feedback_count": "bigint",
+        "interactions_count": "bigint",
+        "last_seen_at": "timestamptz",
+    },
+    reads=("orders", "refunds", "tickets", "subscriptions", "feedback", "interactions"),
+    topic="customer.metrics",
+    # One pass: every fact gives rows of the same shape, summed by customer, currency and category, then by customer. Joins of
+    # aggregates are avoided on purpose: without statistics on the touched keys the planner may pick a quadratic one.
+    select=f"""
+        SELECT customer_id,
+               coalesce(sum(orders), 0)::bigint AS orders_count,
+               coalesce(jsonb_object_agg(currency, spend) FILTER (WHERE currency IS NOT NULL AND category IS NULL AND spend IS NOT NULL),
+                        '{{{{}}}}') AS spend_minor,
+               coalesce(jsonb_object_agg(currency, refunded)
+                        FILTER (WHERE currency IS NOT NULL AND category IS NULL AND refunded IS NOT NULL), '{{{{}}}}') AS refunded_minor,
+               coalesce(sum(refunds), 0)::bigint AS refunds_count,
+               min(first_order) AS first_order_at, max(last_order) AS last_order_at,
+               hub.first(category ORDER BY units DESC, category) FILTER (WHERE category IS NOT NULL) AS favourite_category,
+               coalesce(sum(tickets), 0)::bigint AS tickets_count,
+               coalesce(sum(open_tickets), 0)::bigint AS open_tickets_count,
+               max(last_ticket) AS last_ticket_at,
+               coalesce(sum(good), 0)::bigint AS satisfaction_good_count,
+               coalesce(sum(bad), 0)::bigint AS satisfaction_bad_count,
+               coalesce(sum(subscriptions), 0)::bigint AS active_subscriptions_count,
+               (max(nps))[3] AS last_nps_score,
+               coalesce(sum(feedback), 0)::bigint AS feedback_count,
+               coalesce(sum(interactions), 0)::bigint AS interactions_count,
+               max(seen) AS last_seen_at
+        FROM (
+            SELECT customer_id, currency, category, sum(orders) AS orders,
+                   CASE WHEN count(spend) + count(refunded) > 0 THEN coalesce(sum(spend), 0) - coalesce(sum(refunded), 0) END AS spend,
+                   sum(refunded) AS refunded, sum(refunds) AS refunds, min(placed) AS first_order, max(placed) AS last_order,
+                   sum(units) AS units, sum(tickets) AS tickets, sum(open_tickets) AS open_tickets, max(last_ticket) AS last_ticket,
+                   sum(good) AS good, sum(bad) AS bad, sum(subscriptions) AS subscriptions, max(nps) AS nps,
+                   sum(feedback) AS feedback, sum(interactions) AS interactions, max(seen) AS seen
+            FROM (
+                SELECT s.customer_id, o.currency, NULL::text AS category, NULL::int AS units,
+                       (CASE WHEN {_COUNTS} THEN 1 END) AS orders,
+                       (CASE WHEN {_COUNTS} AND {_PAID} THEN o.total_minor END) AS spend,
+                       NULL::bigint AS refunded, NULL::int AS refunds,
+                       (CASE WHEN {_COUNTS} THEN o.placed_at END) AS placed,
+                       NULL::int AS tickets, NULL::int AS open_tickets, NULL::timestamptz AS last_ticket, NULL::int AS good, NULL::int AS bad,
+                       NULL::int AS subscriptions, NULL::float8[] AS nps, NULL::int AS feedback, NULL::int AS interactions,
+                       o.placed_at AS seen
+                FROM subjects s JOIN {{schema}}.orders o USING (subject)
+                UNION ALL
+                SELECT s.customer_id, o.currency, l.category, l.quantity, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                       NULL, NULL, NULL, NULL
+                FROM subjects s JOIN {{schema}}.orders o USING (subject), unnest(o.line_categories, o.line_quantities) l(category, quantity)
+                WHERE {_COUNTS} AND l.category IS NOT NULL
+                UNION ALL
+                SELECT s.customer_id, r.currency, NULL, NULL, NULL, NULL, r.amount_minor, 1, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                       NULL, NULL, NULL, r.refunded_at
+                FROM subjects s JOIN {{schema}}.refunds r USING (subject)
+                UNION ALL
+                SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                       (CASE WHEN t.status IS DISTINCT FROM 'deleted' THEN 1 END), (CASE WHEN {_OPEN} THEN 1 END), t.opened_at,
+                       (CASE WHEN t.satisfaction = 'good' THEN 1 END), (CASE WHEN t.satisfaction = 'bad' THEN 1 END), NULL, NULL, NULL, NULL,
+                       t.opened_at
+                FROM subjects s JOIN {{schema}}.tickets t USING (subject)
+                UNION ALL
+                SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                       (CASE WHEN b.status IN ('trialing', 'active') THEN 1 END), NULL, NULL, NULL, NULL
+                FROM subjects s JOIN {{schema}}.subscriptions b USING (subject)
+                UNION ALL
+                SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                       (CASE WHEN f.kind = 'nps' AND f.score IS NOT NULL
+                             THEN ARRAY[extract(epoch FROM f.answered_at), extract(epoch FROM f.occurred_at), f.score]::float8[] END),
+                       1, NULL, f.answered_at
+                FROM subjects s JOIN {{schema}}.feedback f USING (subject)
+                WHERE f.status IS DISTINCT FROM 'deleted'
+                UNION ALL
+                SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 1,
+                       i.occurred_at
+                FROM subjects s JOIN {{schema}}.interactions i USING (subject)
+            ) facts
+            GROUP BY customer_id, currency, category
+        ) sums
+        GROUP BY customer_id
+    """,
+)

@@ -1,0 +1,77 @@
+"""The profile of each customer: for every field the value of the source that counts most, then the newest.
+
+Within one subject the newest statement of a field wins, even when it states the field to be empty. Between subjects an empty field does
+not compete: the source's priority decides, then the statement version. A steward's correction wins over every source.
+"""
+
+from __future__ import annotations
+
+from caudal.projections._fact import avro_fields, sql_type
+from caudal.projections._view import View
+
+__all__ = ["FIELDS", "PROVENANCE", "profiles"]
+
+FIELDS = {
+    name: sql_type(avro)
+    for name, avro in avro_fields("ProfileStated").items()
+    if name not in {"cleared", "attributes", "status"}
+}
+"""Profile field → SQL type."""
+
+_VERSION = "occurred_at DESC, captured_at DESC, event_id DESC"
+
+
+def _corrected(name: str, sql: str) -> str:
+    value = "string_to_array(c.value, ',')" if sql.endswith("[]") else f"c.value::{sql}"
+    return f"CASE WHEN c.field = '{name}' THEN {value} END"
+
+
+_STATEMENTS = f"""
+    SELECT s.customer_id, s.source, s.subject, {{priority}} AS priority, p.occurred_at, p.captured_at, p.event_id,
+           {", ".join(f"p.{name}" for name in FIELDS)}, NULL::text AS attribute, NULL::text AS value
+    FROM subjects s LEFT JOIN {{schema}}.profile_statements p
+      ON p.subject = s.subject AND (s.deleted_at IS NULL OR p.occurred_at > s.deleted_at)
+    WHERE s.deleted_at IS NULL OR p.subject IS NOT NULL
+    UNION ALL
+    SELECT s.customer_id, NULL, s.subject, 2147483647, c.occurred_at, c.captured_at, c.event_id,
+           {", ".join(_corrected(name, sql) for name, sql in FIELDS.items())}, NULL, NULL
+    FROM subjects s JOIN {{schema}}.corrections c USING (subject)
+    WHERE c.value IS NOT NULL
+"""
+
+profiles = View(
+    name="profiles",
+    key=("customer_id",),
+    columns={"customer_id": "uuid", "sources": "text[]", **FIELDS, "attributes": "jsonb"},
+    reads=("profile_statements", "profile_attributes", "corrections"),
+    topic="customer.profiles",
+    select=f"""
+        SELECT customer_id, array_agg(DISTINCT source ORDER BY source) FILTER (WHERE source IS NOT NULL) AS sources,
+               {", ".join(f"hub.first({name} ORDER BY priority DESC, {_VERSION}) AS {name}" for name in FIELDS)},
+               coalesce(jsonb_object_agg(attribute, value ORDER BY priority, occurred_at, captured_at, event_id)
+                        FILTER (WHERE value IS NOT NULL), '{{{{}}}}') AS attributes
+        FROM (
+            {_STATEMENTS}
+            UNION ALL
+            SELECT s.customer_id, NULL, s.subject, {{priority}}, a.occurred_at, a.captured_at, a.event_id,
+                   {", ".join(f"NULL::{sql}" for sql in FIELDS.values())}, a.name, a.value
+            FROM subjects s JOIN {{schema}}.profile_attributes a USING (subject)
+            WHERE s.deleted_at IS NULL OR a.occurred_at > s.deleted_at
+        ) statements
+        GROUP BY customer_id
+        HAVING count(source) > 0
+    """,
+)
+
+PROVENANCE = f"""
+    WITH subjects AS (
+        SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at
+        FROM {{schema}}.links WHERE customer_id = %(customer_id)s
+    ), statements AS ({_STATEMENTS})
+    SELECT DISTINCT ON (field) field, coalesce(source, 'correction') AS source, subject, occurred_at AS since
+    FROM statements CROSS JOIN LATERAL (VALUES {", ".join(f"('{name}', {name} IS NOT NULL)" for name in FIELDS)}) v(field, present)
+    WHERE present
+    ORDER BY field, priority DESC, {_VERSION}
+"""
+"""Which statement each field of one customer's profile came from: rows (field, source, subject, since) for %(customer_id)s.
+Format with `schema` and `priority` (`caudal.projections.priority_sql`)."""
