@@ -21,6 +21,7 @@ __all__ = [
     "SCHEMAS",
     "SEGMENTS",
     "admin",
+    "answers",
     "capture_topic",
     "consumer",
     "end_offsets",
@@ -108,6 +109,14 @@ def admin(settings: KafkaSettings) -> AdminClient:
     return AdminClient(options(settings))
 
 
+def answers(settings: KafkaSettings, timeout_s: float = 5.0) -> bool:
+    """Whether a broker serves metadata within the time."""
+    try:
+        return bool(admin(settings).list_topics(timeout=timeout_s).brokers)
+    except KafkaException:
+        return False
+
+
 def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
     """Create the topics that don't exist yet (names without the prefix); others are left as they are.
 
@@ -156,7 +165,8 @@ def end_offsets(settings: KafkaSettings, names: Iterable[str]) -> dict[str, dict
     counts = topics(settings)
     wanted = [TopicPartition(name, partition) for name in names for partition in range(counts.get(name, 0))]
     ends: dict[str, dict[int, int]] = {}
-    futures = admin(settings).list_offsets({place: OffsetSpec.latest() for place in wanted}) if wanted else {}
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # confluent-kafka has no annotation there
+    futures = admin(settings).list_offsets(dict.fromkeys(wanted, latest)) if wanted else {}
     try:
         for place, future in futures.items():
             ends.setdefault(place.topic, {})[place.partition] = future.result().offset
