@@ -84,7 +84,9 @@ class EdgeSettings(_Group):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8470, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    max_body_bytes: int = Field(5 * 1024 * 1024, ge=1024, description="Largest delivery taken, bytes.")
+    max_body_bytes: int = Field(
+        5 * 1024 * 1024, ge=1024, le=15 * 1024 * 1024, description="Largest delivery taken, bytes."
+    )
     produce_timeout_s: float = Field(
         4.0, gt=0, description="How long to wait for Kafka before answering 503. Shopify gives up at 5 s."
     )

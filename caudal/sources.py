@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -60,7 +59,9 @@ class Source(BaseModel):
     header: str | None = Field(None, description='Name of the header that carries the secret, with `auth = "header"`.')
     public_url: str | None = Field(None, description="This source's address as the vendor calls it.")
     priority: int = Field(0, description="Where sources state different values for a field, the higher priority wins.")
-    max_body_bytes: int | None = Field(None, ge=1, description="Largest delivery taken, in place of the edge's own.")
+    max_body_bytes: int | None = Field(
+        None, ge=1, le=15 * 1024 * 1024, description="Largest delivery taken, in place of the edge's own."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -204,21 +205,14 @@ def store_secret(settings: Settings, name: str, value: str) -> None:
 
 
 class Watch:
-    """The sources as the files have them now, looked at no more than once a second."""
-
-    INTERVAL_S = 1.0
+    """Whether the files that sources are read from have changed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._seen: object = None
-        self._next_look = 0.0
 
     def changed(self) -> bool:
-        """Whether the files are others than at the last call that said so; True at first. Cheap enough for every request."""
-        now = time.monotonic()
-        if now < self._next_look:
-            return False
-        self._next_look = now + self.INTERVAL_S
+        """Whether the files are others than at the last call; True at first. Costs two `stat`s."""
         seen = (_stamp(self._settings.config_file), _stamp(secrets_path(self._settings)))
         if seen == self._seen:
             return False
