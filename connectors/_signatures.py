@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from typing import Literal
 
 from caudal.connectors._sdk import SignedRequest, Verdict
 
-__all__ = ["Hmac", "fresh", "matches"]
+__all__ = ["Hmac", "HubSpotSignature", "TimestampedHmac", "fresh", "matches"]
 
 
 def matches(given: str, expected: Iterable[str]) -> bool:
@@ -68,6 +69,85 @@ class Hmac:
     def sign(self, message: bytes, secret: str) -> str:
         """The signature of `message`, without prefix."""
         return encode(hmac.new(secret.encode(), message, getattr(hashlib, self.digest)).digest(), self.encoding)
+
+
+@dataclass(frozen=True, slots=True)
+class TimestampedHmac:
+    """HMAC-SHA256 of timestamp and raw body, in base64, both in headers (Zendesk).
+
+    Attributes:
+        header: lower-case header with the signature.
+        timestamp_header: lower-case header with the signed timestamp: ISO 8601, or digits (seconds, or milliseconds from 13 digits on).
+    """
+
+    header: str
+    timestamp_header: str
+
+    def verify(
+        self, request: SignedRequest, secrets: Sequence[str], *, now: datetime | None = None, window_s: int = 300
+    ) -> Verdict:
+        """See `Scheme.verify`. The secret is used as the text that it is, also where it looks like base64."""
+        given, timestamp = request.headers.get(self.header), request.headers.get(self.timestamp_header)
+        if not given or not timestamp:
+            return Verdict(ok=False, reason=f"header {self.timestamp_header if given else self.header} is missing")
+        message = _raw(timestamp) + request.body
+        if not matches(given, (_hmac_sha256(message, secret) for secret in secrets)):
+            return Verdict(ok=False, reason="the signature does not match")
+        unit: Literal["s", "ms", "iso"] = "iso"
+        if timestamp.isdecimal():
+            unit = "ms" if len(timestamp) >= 13 else "s"
+        return fresh(timestamp, unit=unit, now=now, window_s=window_s)
+
+
+_DECODED_BY_HUBSPOT = {
+    f"%{ord(character):02X}": character for character in (":", "/", "?", "@", "!", "$", "'", "(", ")", "*", ",", ";")
+}
+"""https://developers.hubspot.com/docs/apps/legacy-apps/authentication/validating-requests#validate-the-v3-request-signature"""
+
+
+@dataclass(frozen=True, slots=True)
+class HubSpotSignature:
+    """HubSpot's three signatures. v3 alone decides where it is present; v2 and v1 are for requests that carry no v3.
+
+    v3 is base64(HMAC-SHA256(secret, method + URI + body + timestamp)) with the timestamp in milliseconds; v2 is
+    hex(SHA-256(secret + method + URI + body)) and v1 hex(SHA-256(secret + body)), told apart by
+    `x-hubspot-signature-version`. The URI is the address as HubSpot sees it, so `SignedRequest.url` must be the public one.
+    """
+
+    def verify(
+        self, request: SignedRequest, secrets: Sequence[str], *, now: datetime | None = None, window_s: int = 300
+    ) -> Verdict:
+        """See `Scheme.verify`; v2 and v1 sign no timestamp, so `now` is used for v3 only."""
+        headers = request.headers
+        if (given := headers.get("x-hubspot-signature-v3")) is not None:
+            timestamp = headers.get("x-hubspot-request-timestamp")
+            if not timestamp:
+                return Verdict(ok=False, reason="header x-hubspot-request-timestamp is missing")
+            # HubSpot signs the URI with these characters decoded; senders differ in whether they encode them at all
+            decoded = re.sub(r"%[0-9A-Fa-f]{2}", lambda m: _DECODED_BY_HUBSPOT.get(m[0].upper(), m[0]), request.url)
+            message = _raw(request.method.upper()) + _raw(decoded) + request.body + _raw(timestamp)
+            if not matches(given, (_hmac_sha256(message, secret) for secret in secrets)):
+                return Verdict(ok=False, reason="the v3 signature does not match")
+            return fresh(timestamp, unit="ms", now=now, window_s=window_s)
+        given = headers.get("x-hubspot-signature")
+        if not given:
+            return Verdict(ok=False, reason="header x-hubspot-signature-v3 is missing")
+        version = headers.get("x-hubspot-signature-version", "v1").strip().lower()
+        if version not in {"v1", "v2"}:
+            return Verdict(ok=False, reason="x-hubspot-signature-version is neither v1 nor v2")
+        signed = request.body if version == "v1" else _raw(request.method.upper()) + _raw(request.url) + request.body
+        return Verdict(
+            ok=matches(given, (hashlib.sha256(secret.encode() + signed).hexdigest() for secret in secrets)),
+            reason=f"the {version} signature does not match",
+        )
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _hmac_sha256(message: bytes, secret: str) -> str:
+    return encode(hmac.new(secret.encode(), message, hashlib.sha256).digest(), "base64")
 
 
 def encode(digest: bytes, encoding: Literal["base64", "hex"]) -> str:

@@ -1,0 +1,140 @@
+"""Values as vendors and their users write them, in the form that events carry. Each answers None for what it can't read."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+
+__all__ = ["country", "day", "digits", "gender", "language", "moment", "slug", "timezone"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_GENDERS = {
+    **dict.fromkeys(("f", "female", "feminino", "femenino", "mulher", "mujer", "woman"), "female"),
+    **dict.fromkeys(("m", "male", "masculino", "homem", "hombre", "man"), "male"),
+    **dict.fromkeys(("other", "outro", "otro"), "other"),
+}
+
+_COUNTRIES = {
+    name: code
+    for code, names in {
+        "AO": "angola",
+        "AR": "argentina",
+        "AU": "australia|austrália",
+        "AT": "austria|áustria",
+        "BE": "belgium|bélgica",
+        "BO": "bolivia|bolívia",
+        "BR": "brazil|brasil",
+        "CA": "canada|canadá",
+        "CL": "chile",
+        "CN": "china",
+        "CO": "colombia|colômbia",
+        "CV": "cape verde|cabo verde",
+        "DE": "germany|alemanha|alemania|deutschland",
+        "DK": "denmark|dinamarca",
+        "EC": "ecuador|equador",
+        "ES": "spain|espanha|españa",
+        "FR": "france|frança|francia",
+        "GB": "united kingdom|reino unido|great britain|england|uk",
+        "IE": "ireland|irlanda",
+        "IN": "india|índia",
+        "IT": "italy|itália|italia",
+        "JP": "japan|japão",
+        "LU": "luxembourg|luxemburgo",
+        "MX": "mexico|méxico",
+        "MZ": "mozambique|moçambique",
+        "NL": "netherlands|the netherlands|países baixos|holanda",
+        "NO": "norway|noruega",
+        "NZ": "new zealand|nova zelândia",
+        "PE": "peru|perú",
+        "PL": "poland|polônia|polónia",
+        "PT": "portugal",
+        "PY": "paraguay|paraguai",
+        "SE": "sweden|suécia",
+        "CH": "switzerland|suíça",
+        "US": "united states|united states of america|usa|estados unidos",
+        "UY": "uruguay|uruguai",
+        "VE": "venezuela",
+    }.items()
+    for name in names.split("|")
+}
+
+_SMALL_WORDS = frozenset({"of", "es", "au", "d", "in"})
+"""Words that IANA zone names write small, as in America/Port_of_Spain."""
+
+
+def moment(value: object) -> datetime | None:
+    """A time from ISO 8601 text or milliseconds since 1970 (number or digits)."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        if isinstance(value, int | float) or re.fullmatch(r"-?\d{5,}(\.0+)?", str(value).strip()):
+            return _EPOCH + timedelta(milliseconds=int(float(str(value))))
+        at = datetime.fromisoformat(str(value).strip())
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def day(value: object) -> date | None:
+    """A date: ISO 8601, day/month/year, year/month/day, or midnight UTC in milliseconds."""
+    text = str(value).strip()
+    if found := re.fullmatch(r"(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})", text):
+        first, second, year = (int(part) for part in found.groups())
+        # Ours write the day first; only a second number above 12 proves the American order
+        month, day_ = (first, second) if second > 12 else (second, first)
+        return _date(year, month, day_)
+    if found := re.fullmatch(r"(\d{4})[/.-](\d{1,2})[/.-](\d{1,2})", text):
+        year, month, day_ = (int(part) for part in found.groups())
+        return _date(year, month, day_)
+    at = moment(value)
+    return at.date() if at else None
+
+
+def _date(year: int, month: int, day_: int) -> date | None:
+    try:
+        return date(year, month, day_)
+    except ValueError:
+        return None
+
+
+def country(value: object) -> str | None:
+    """ISO 3166 alpha-2, from the code itself or the English, Portuguese or Spanish name of the countries we meet most."""
+    text = str(value).strip()
+    if re.fullmatch(r"[A-Za-z]{2}", text) and text.lower() != "uk":
+        return text.upper()
+    return _COUNTRIES.get(text.lower())
+
+
+def language(value: object) -> str | None:
+    """BCP 47 with its usual capitals: `pt-br` and `pt_BR` become `pt-BR`."""
+    parts = str(value).strip().replace("_", "-").split("-")
+    if not re.fullmatch(r"[A-Za-z]{2,3}", parts[0]) or not all(re.fullmatch(r"[A-Za-z0-9]{2,8}", p) for p in parts[1:]):
+        return None
+    shape = {2: str.upper, 4: str.title}
+    return "-".join([parts[0].lower(), *(shape.get(len(part), str.lower)(part) for part in parts[1:])])
+
+
+def timezone(value: object) -> str | None:
+    """An IANA zone, also as HubSpot spells it: `america_slash_sao_paulo` becomes `America/Sao_Paulo`."""
+    text = str(value).strip()
+    if "_slash_" not in text:
+        return text if re.fullmatch(r"[A-Z][A-Za-z]+(/[A-Za-z0-9_+-]+)+", text) else None
+    words = re.split(r"(/|_|-)", text.replace("_slash_", "/").replace("_hyphen_", "-"))
+    return "".join(word if word in _SMALL_WORDS else word.capitalize() for word in words)
+
+
+def gender(value: object) -> str | None:
+    """female, male, other, or the source's own word in lower case."""
+    text = str(value).strip().lower()
+    return _GENDERS.get(text, text) or None
+
+
+def digits(value: object) -> str:
+    """Only the digits of a value."""
+    return re.sub(r"\D", "", str(value))
+
+
+def slug(value: object) -> str:
+    """A name as an attribute's name: lower case, with underscores."""
+    return re.sub(r"\W+", "_", str(value).strip().lower()).strip("_")
