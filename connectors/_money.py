@@ -45,11 +45,7 @@ Amount = Annotated[Decimal, BeforeValidator(_exact), WithJsonSchema({"type": "st
 
 def exponent(currency: str) -> int:
     """Digits of a currency's minor unit: 2 for BRL, 0 for JPY, 3 for KWD."""
-    if currency in _NO_MINOR_UNIT:
-        return 0
-    if currency in _THOUSANDTHS:
-        return 3
-    return 4 if currency in _TEN_THOUSANDTHS else 2
+    return _EXPONENTS.get(currency, 2)
 
 
 def minor(amount: Decimal | None, currency: str | None) -> int | None:
