@@ -167,7 +167,6 @@ class Connector:
         verify: the signature scheme.
         split: one delivery into its items; the default takes the body as one JSON value of the delivery's kind.
         ignored: kinds that the system sends and that say nothing about a customer; they translate to no events.
-        example_signature: how to sign, in words, for the docs.
     """
 
     name: str
