@@ -63,29 +63,22 @@ def pool(settings: PostgresSettings, *, role: str) -> AsyncConnectionPool[psycop
 def migrate(settings: PostgresSettings) -> None:
     """Bring schema `hub` up to date; safe to call at every start and from several processes at once.
 
+    A migration and the note that it was applied are one transaction, so a crash leaves nothing half done.
+
     Raises:
         DatabaseUnavailable: the server can't be reached.
     """
     import yoyo
-    from yoyo.connections import parse_uri
 
-    parts = psycopg.conninfo.conninfo_to_dict(dsn(settings))
-    uri = parse_uri("postgresql+psycopg://")._replace(
-        hostname=None,
-        port=None,
-        database=str(parts.pop("dbname", "postgres")),
-        username=None,
-        password=None,
-        args={key: str(value) for key, value in parts.items() if value is not None},
-    )
-    with translated():
-        backend = yoyo.get_backend(uri)
-        try:
-            migrations = yoyo.read_migrations(str(Path(__file__).parent / "migrations"))
-            with backend.lock():
-                backend.apply_migrations(backend.to_apply(migrations))
-        finally:
-            backend.connection.close()
+    from caudal._migrations import Backend
+
+    migrations = yoyo.read_migrations(str(Path(__file__).parent / "migrations"))
+    with translated(), connect(settings, role="migrate") as lock:
+        # freed by the server when we die, unlike yoyo's own lock, which is a row
+        lock.execute("SELECT pg_advisory_lock(hashtextextended('caudal.migrate', 0))")
+        lock.execute("CREATE SCHEMA IF NOT EXISTS hub")
+        with Backend(lambda: connect(settings, role="migrate")) as backend:
+            backend.apply_migrations(backend.to_apply(migrations))
 
 
 @contextmanager

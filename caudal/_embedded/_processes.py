@@ -1,0 +1,205 @@
+"""Background processes that outlive their starter: found again, never mistaken for another's, stopped for good."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from caudal.errors import EmbeddedServerFailed
+
+__all__ = ["Run", "Server", "ServerName", "await_ready", "find", "launch", "running", "spawn", "stop"]
+
+ServerName = Literal["kafka", "postgres", "registry"]
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 120.0  # recovery after a crash counts in; a healthy start takes 1 to 4 s
+GRACE_S = 30.0
+_LAUNCHER = '"$@" >&2 & echo $!'
+"""The shell leaves at once, so that the server is no child of ours: no zombie when it dies, nothing to wait for."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is written down of a started server, in `home/run/<name>.json`."""
+
+    pid: int
+    port: int
+    details: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server of one home folder.
+
+    `marker` is a whole argument of its command line that no other process has: a process is ours if and only if it has
+    it. A pid alone proves nothing, the system may have given it to another.
+    """
+
+    name: ServerName
+    title: str
+    home: Path
+    marker: str
+    port: int
+    port_setting: str
+    start: Callable[[int], int]
+    answers: Callable[[Run], bool]
+    stop_signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGKILL)
+    details: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def run_file(self) -> Path:
+        return self.home / "run" / f"{self.name}.json"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "logs" / f"{self.name}.out"
+
+
+def spawn(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, **options: Any) -> int:
+    """Start a process of its own session with its output in `log`; returns its pid."""
+    with log.open("ab") as output:
+        launcher = subprocess.run(  # noqa: S603 - the callers' own commands
+            ["/bin/sh", "-c", _LAUNCHER, "sh", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=env,
+            start_new_session=True,
+            check=True,
+            **options,
+        )
+    return int(launcher.stdout)
+
+
+def is_marked(pid: int, marker: str) -> bool:
+    """Whether `pid` is alive and was started with `marker`."""
+    try:
+        return marker in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
+
+
+def find(marker: str) -> list[int]:
+    """Every living process that was started with `marker`."""
+    return [pid for pid in psutil.pids() if is_marked(pid, marker)]
+
+
+def recorded(server: Server) -> Run | None:
+    """What the run file says, whether or not it still holds."""
+    try:
+        return Run(**json.loads(server.run_file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def running(server: Server) -> Run | None:
+    """The server's process, if it is alive and truly ours."""
+    run = recorded(server)
+    return run if run is not None and is_marked(run.pid, server.marker) else None
+
+
+def launch(server: Server) -> Run:
+    """Start the server's process and write it down; `await_ready` says when it answers.
+
+    Raises:
+        EmbeddedServerFailed: the fixed port is taken, or the command can't be run.
+    """
+    stop(server, find(server.marker))  # started by someone who was killed before writing it down
+    last = recorded(server)
+    port = _choose_port(server, last.port if last else 0)
+    run = Run(server.start(port), port, dict(server.details))
+    temporary = server.run_file.with_suffix(".new")
+    temporary.write_text(json.dumps(asdict(run)))
+    temporary.replace(server.run_file)
+    return run
+
+
+def await_ready(server: Server, run: Run, timeout_s: float = START_TIMEOUT_S) -> None:
+    """Return as soon as the server really answers.
+
+    Raises:
+        EmbeddedServerFailed: it ended, or gave no answer in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (port_taken(run.port) and server.answers(run)):
+        if not is_marked(run.pid, server.marker):
+            raise EmbeddedServerFailed(f"{server.title} ended while starting: {_last_lines(server)}", hint=_see(server))
+        if time.monotonic() > deadline:
+            raise EmbeddedServerFailed(
+                f"{server.title} (pid {run.pid}) gives no answer on {HOST}:{run.port} since {timeout_s:.0f} s",
+                hint=_see(server),
+            )
+        time.sleep(0.02)
+
+
+def stop(server: Server, pids: Iterable[int]) -> None:
+    """End these processes of `server`: asked first, killed when they don't listen.
+
+    Raises:
+        EmbeddedServerFailed: one can't be killed.
+    """
+    left = set(pids)
+    for sent in server.stop_signals:
+        for pid in left:
+            if is_marked(pid, server.marker):
+                os.kill(pid, sent)
+        deadline = time.monotonic() + GRACE_S
+        while left := {pid for pid in left if is_marked(pid, server.marker)}:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        if not left:
+            return
+    raise EmbeddedServerFailed(f"{server.title} (pid {min(left)}) can't be stopped")
+
+
+def port_taken(port: int) -> bool:
+    """Whether something listens on the port of this machine."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def free_port(preferred: int = 0) -> int:
+    """`preferred` if it can be listened on, else a free port that the system picks."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: a closed one may linger
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise EmbeddedServerFailed("this machine has no free port")
+
+
+def _choose_port(server: Server, last: int) -> int:
+    if not server.port:
+        return free_port(last)  # the last one first, so that who is connected finds it again
+    if free_port(server.port) != server.port:
+        raise EmbeddedServerFailed(
+            f"{server.title} can't listen on port {server.port}: another program has it",
+            hint=f"stop that program, or set {server.port_setting} to another port or 0",
+        )
+    return server.port
+
+
+def _last_lines(server: Server) -> str:
+    try:
+        lines = [line for line in server.log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return " | ".join(lines[-3:])[-500:] or "it said nothing"
+
+
+def _see(server: Server) -> str:
+    return f"its log is in {server.log.parent}"

@@ -1,0 +1,220 @@
+"""The servers that Caudal runs itself: Apache Kafka, PostgreSQL and a schema registry, for what isn't configured.
+
+They run in the background, outlive who started them, and keep everything in `settings.home`: `kafka/`, `postgres/`,
+`logs/`, `run/`. They survive restarts and kill -9; `ensure` brings back what died.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from filelock import FileLock
+from pydantic import SecretStr
+
+from caudal import kafka
+from caudal._embedded import _broker, _database, _jars, _processes, _registry
+from caudal._embedded._processes import HOST, Run, Server, ServerName
+from caudal.errors import EmbeddedServerFailed
+from caudal.settings import Settings
+from caudal.telemetry import Log, logger
+
+__all__ = ["ServerStatus", "down", "ensure", "resolve", "status"]
+
+
+State = Literal["running", "stopped", "unreachable"]
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """How one server is doing. `address` never holds a password."""
+
+    name: ServerName
+    embedded: bool
+    state: State
+    address: str | None = None
+    version: str | None = None
+    pid: int | None = None
+
+
+def ensure(settings: Settings, progress: Callable[[str], None] | None = None) -> Settings:
+    """Start what isn't configured and isn't running, wait until everything answers, and fill in the addresses.
+
+    Safe to call at any time and from several processes at once. External servers are taken as configured.
+
+    Args:
+        settings: as loaded.
+        progress: is told in a few words what is being waited for.
+
+    Raises:
+        EmbeddedServerFailed: a jar can't be fetched, a fixed port is taken, a server doesn't start.
+    """
+    say = progress or _nobody
+    started: list[Server] = []
+    with _lock(settings):
+        try:
+            return _ensure(settings, say, started)
+        except BaseException:  # also Ctrl-C: what we began goes away again, what ran before stays
+            for server in started:
+                _processes.stop(server, _processes.find(server.marker))
+            raise
+
+
+def resolve(settings: Settings) -> Settings:
+    """Fill in the addresses of the servers that run; starts nothing.
+
+    Raises:
+        EmbeddedServerFailed: an embedded server is needed and isn't running.
+    """
+    if settings.kafka.bootstrap_servers is None:
+        settings = _with_kafka(settings, _needed(_broker.server(settings)))
+    if settings.postgres.dsn is None:
+        settings = _with_postgres(settings, _needed(_database.server(settings)))
+    if settings.registry.url is None:
+        settings = _with_registry(settings, _needed(_registry.server(settings)))
+    return settings
+
+
+def down(settings: Settings) -> list[str]:
+    """Stop every server that was started for `settings.home`; returns the names of those that ran.
+
+    Raises:
+        EmbeddedServerFailed: one can't be stopped.
+    """
+    servers = _servers(settings)
+    with _lock(settings):
+        found = {server.name: _processes.find(server.marker) for server in servers}
+        with ThreadPoolExecutor(len(servers)) as pool:
+            for stopping in [pool.submit(_processes.stop, server, found[server.name]) for server in servers]:
+                stopping.result()
+        for server in servers:
+            if found[server.name]:
+                logger().info(Log.SERVER_STOPPED, server=server.name)
+    return [name for name, pids in found.items() if pids]
+
+
+def status(settings: Settings) -> list[ServerStatus]:
+    """How Kafka, PostgreSQL and the registry are doing, the embedded ones or those that are configured."""
+    return [_kafka_status(settings), _postgres_status(settings), _registry_status(settings)]
+
+
+def _ensure(settings: Settings, say: Callable[[str], None], started: list[Server]) -> Settings:
+    # both are started before either is waited for: a start is mostly waiting
+    broker = database = None
+    if settings.kafka.bootstrap_servers is None:
+        say("Kafka")
+        broker = _begin(_broker.server(settings), started)
+    if settings.postgres.dsn is None:
+        say("PostgreSQL")
+        database = _begin(_database.server(settings), started)
+        _finish(_database.server(settings), database, started)
+        _database.prepare(settings.home.resolve(), database.port)
+        settings = _with_postgres(settings, database)
+    if broker is not None:
+        _finish(_broker.server(settings), broker, started)
+        settings = _with_kafka(settings, broker)
+    if settings.registry.url is None and _registry.available():
+        say("the schema registry")
+        server = _registry.server(settings)
+        registry = _begin(server, started)
+        _finish(server, registry, started)
+        settings = _with_registry(settings, registry)
+    return settings
+
+
+def _begin(server: Server, started: list[Server]) -> Run:
+    run = _processes.running(server)
+    if run is not None and run.details == server.details:
+        if server.port not in {0, run.port}:
+            raise EmbeddedServerFailed(
+                f"{server.title} is running on port {run.port}, not on {server.port} as {server.port_setting} says",
+                hint="`caudal down` stops it",
+            )
+        return run
+    started.append(server)
+    return _processes.launch(server)
+
+
+def _finish(server: Server, run: Run, started: list[Server]) -> None:
+    _processes.await_ready(server, run)
+    if server.name in {each.name for each in started}:
+        logger().info(Log.SERVER_STARTED, server=server.name, port=run.port)
+
+
+def _lock(settings: Settings) -> FileLock:
+    home = settings.home.resolve()
+    try:
+        for name in ("run", "logs"):
+            (home / name).mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise EmbeddedServerFailed(f"the home folder {home} can't be used: {exc.strerror}", hint="CAUDAL_HOME") from exc
+    return FileLock(home / "run" / "lock")
+
+
+def _servers(settings: Settings) -> list[Server]:
+    return [_registry.server(settings), _broker.server(settings), _database.server(settings)]
+
+
+def _needed(server: Server) -> Run:
+    run = _processes.running(server)
+    if run is None:
+        raise EmbeddedServerFailed(f"{server.title} is not running", hint="`caudal up` starts it")
+    return run
+
+
+def _with_kafka(settings: Settings, run: Run) -> Settings:
+    return settings.model_copy(
+        update={"kafka": settings.kafka.model_copy(update={"bootstrap_servers": f"{HOST}:{run.port}"})}
+    )
+
+
+def _with_postgres(settings: Settings, run: Run) -> Settings:
+    dsn = SecretStr(_database.dsn(settings.home.resolve(), run.port))
+    return settings.model_copy(update={"postgres": settings.postgres.model_copy(update={"dsn": dsn})})
+
+
+def _with_registry(settings: Settings, run: Run) -> Settings:
+    return settings.model_copy(
+        update={"registry": settings.registry.model_copy(update={"url": f"http://{HOST}:{run.port}"})}
+    )
+
+
+def _kafka_status(settings: Settings) -> ServerStatus:
+    if settings.kafka.bootstrap_servers is None:
+        return _embedded_status(_broker.server(settings), _jars.kafka_version())
+    state: State = "running" if kafka.answers(settings.kafka) else "unreachable"
+    return ServerStatus("kafka", embedded=False, state=state, address=settings.kafka.bootstrap_servers)
+
+
+def _postgres_status(settings: Settings) -> ServerStatus:
+    if settings.postgres.dsn is None:
+        server = _database.server(settings)
+        run = _processes.running(server)
+        version = _database.version(_with_postgres(settings, run).postgres) if run else None
+        return _embedded_status(server, version)
+    version = _database.version(settings.postgres)
+    state: State = "unreachable" if version is None else "running"
+    return ServerStatus(
+        "postgres", embedded=False, state=state, address=_database.address(settings.postgres), version=version
+    )
+
+
+def _registry_status(settings: Settings) -> ServerStatus:
+    if settings.registry.url is None:
+        return _embedded_status(_registry.server(settings), None)
+    state: State = "running" if _registry.answers(settings.registry.url) else "unreachable"
+    return ServerStatus("registry", embedded=False, state=state, address=_registry.address(settings.registry.url))
+
+
+def _embedded_status(server: Server, version: str | None) -> ServerStatus:
+    run = _processes.running(server)
+    if run is None:
+        return ServerStatus(server.name, embedded=True, state="stopped")
+    state: State = "running" if server.answers(run) else "unreachable"
+    return ServerStatus(server.name, True, state, f"{HOST}:{run.port}", version, run.pid)
+
+
+def _nobody(message: str) -> None:
+    """Takes what is said when nobody listens."""
