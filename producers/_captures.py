@@ -1,0 +1,113 @@
+"""The capture topics: one per source, holding what it sent, as it came."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from caudal.producers._producer import AsyncProducer, Position
+from caudal.schemas.codec import Codec
+from confluent_kafka import KafkaException
+
+from caudal import kafka
+from caudal.settings import Settings
+
+__all__ = ["CaptureLog", "Captures"]
+
+
+class CaptureLog(Protocol):
+    """Where deliveries are stored."""
+
+    def start(self) -> None:
+        """Bind to the running event loop."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is under way and stop."""
+        ...
+
+    def prepare(self, source: str) -> None:
+        """Make sure that the source's topic and schema are there. Blocks."""
+        ...
+
+    def check(self) -> None:
+        """Make sure that the log can be reached. Blocks, for a second at most."""
+        ...
+
+    def append(self, capture: Mapping[str, Any]) -> asyncio.Future[Position]:
+        """Store a capture; the future ends when it is safe."""
+        ...
+
+
+class Captures:
+    """The capture topics in Kafka."""
+
+    def __init__(self, settings: Settings, codec: Codec) -> None:
+        self._settings = settings
+        self._codec = codec
+        self._topics: dict[str, str] = {}
+        self._admin = kafka.admin(settings.kafka)
+
+    def start(self) -> None:
+        """Bind to the running event loop. Kafka need not be there yet."""
+        self._producer = AsyncProducer(self._settings.kafka, timeout_s=self._settings.edge.produce_timeout_s)
+
+    async def close(self) -> None:
+        """Wait for what is under way, no longer than the produce timeout, and stop."""
+        await self._producer.close()
+
+    def prepare(self, source: str) -> None:
+        """Create the source's topic and register the schema for it, where they aren't there yet. Blocks.
+
+        Raises:
+            BrokerUnavailable: Kafka can't be reached.
+            RegistryUnavailable: the registry can't be reached.
+            Fatal: Kafka or the registry refuses.
+        """
+        kafka.ensure_topics(self._settings.kafka, [f"capture.{source}"])
+        self._encode({**_EMPTY, "source": source})
+
+    def check(self) -> None:
+        """Ask the brokers for a sign of life.
+
+        Raises:
+            BrokerUnavailable: none within a second.
+        """
+        try:
+            self._admin.describe_cluster(request_timeout=1).result()
+        except KafkaException as exc:
+            raise kafka.translate_error(exc) from exc
+
+    def append(self, capture: Mapping[str, Any]) -> asyncio.Future[Position]:
+        """Queue a capture; the future ends when all in-sync replicas have it, or as `BrokerUnavailable` or `MessageTooLarge`.
+
+        Raises:
+            BrokerUnavailable: the queue to Kafka is full.
+            MessageTooLarge: larger than the topic takes.
+        """
+        topic, value = self._encode(capture)
+        return self._producer.send(topic, capture["delivery_id"].encode(), value)
+
+    def _encode(self, capture: Mapping[str, Any]) -> tuple[str, bytes]:
+        source = capture["source"]
+        topic = self._topics.get(source)
+        if topic is None:
+            topic = self._topics[source] = kafka.capture_topic(self._settings.kafka, source)
+        return topic, self._codec.encode(topic, "Capture", capture)
+
+
+_EMPTY: dict[str, Any] = {
+    "capture_id": "",
+    "source": "",
+    "connector": "",
+    "delivery_id": "",
+    "kind": None,
+    "method": "",
+    "url": "",
+    "headers": {},
+    "body": b"",
+    "captured_at": datetime(1970, 1, 1, tzinfo=UTC),
+}
+"""Encoding it registers the schema, so that the first delivery needs no registry."""

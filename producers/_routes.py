@@ -1,0 +1,162 @@
+"""The table of sources that the edge serves, kept equal to the configuration while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+from caudal.connectors import Connector
+
+from caudal import sources
+from caudal.errors import BadSettings
+from caudal.settings import Settings
+from caudal.sources import Source
+from caudal.telemetry import DELIVERIES, DELIVERY_SECONDS, Log, logger
+
+__all__ = ["Route", "Routes"]
+
+LOOK_S = 1.0
+RETRY_S = 1.0
+
+
+class Route:
+    """One source, ready to use.
+
+    Attributes:
+        source: as configured.
+        connector: None when no such connector is installed.
+        secrets: those that are valid now.
+        fault: why nothing can be taken for it, or empty.
+        max_body_bytes: largest delivery.
+        ready: set when topic and schema are there.
+    """
+
+    __slots__ = ("_counters", "connector", "fault", "max_body_bytes", "observe", "ready", "secrets", "source")
+
+    def __init__(
+        self, source: Source, connector: Connector | None, secrets: tuple[str, ...], fault: str, max_body_bytes: int
+    ) -> None:
+        self.source = source
+        self.connector = connector
+        self.secrets = secrets
+        self.fault = fault
+        self.max_body_bytes = source.max_body_bytes or max_body_bytes
+        self.ready = asyncio.Event()
+        # looking a label up costs more than counting
+        self.observe: Callable[[float], None] = DELIVERY_SECONDS.labels(source.name).observe
+        self._counters: dict[str, Callable[[], None]] = {}
+
+    def count(self, outcome: str) -> None:
+        """Count a delivery by its outcome."""
+        counter = self._counters.get(outcome)
+        if counter is None:
+            counter = self._counters[outcome] = DELIVERIES.labels(self.source.name, outcome).inc
+        counter()
+
+
+class Routes:
+    """Sources by name. A changed file is noticed within a second; a new name at once.
+
+    Args:
+        settings: where the sources are read from.
+        connectors: by name.
+        prepare: makes a source's topic and schema; blocks and is called in a thread of its own.
+
+    Raises:
+        BadSettings: the files can't be read. Once running, a bad file is reported and what was read before stays.
+    """
+
+    def __init__(self, settings: Settings, connectors: Mapping[str, Connector], prepare: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._connectors = connectors
+        self._prepare = prepare
+        self._routes: dict[str, Route] = {}
+        self._watch = sources.Watch(settings)
+        self._wake = threading.Event()
+        self._stopping = False
+        self._watch.changed()
+        self._load()
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes.values())
+
+    def get(self, name: str) -> Route | None:
+        """The route of a source."""
+        route = self._routes.get(name)
+        if route is None:
+            self._refresh()
+            route = self._routes.get(name)
+        return route
+
+    def start(self) -> None:
+        """Keep the table fresh from now on, in the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._keeper = threading.Thread(target=self._keep, name="capture-topics", daemon=True)
+        self._keeper.start()
+        self._look()
+
+    def stop(self) -> None:
+        """Stop keeping it."""
+        self._timer.cancel()
+        self._stopping = True
+        self._wake.set()
+
+    def _look(self) -> None:
+        self._refresh()
+        self._timer = self._loop.call_later(LOOK_S, self._look)
+
+    def _refresh(self) -> None:
+        if not self._watch.changed():
+            return
+        try:
+            self._load()
+        except BadSettings as exc:
+            logger().error(Log.SOURCES_REFUSED, reason=str(exc))
+
+    def _load(self) -> None:
+        loaded = sources.load(self._settings)
+        routes = {}
+        for name, source in loaded.items():
+            route = self._route(loaded, source)
+            before = self._routes.get(name)
+            if before is not None:
+                route.ready = before.ready
+            if route.fault:
+                logger().error(Log.SOURCE_UNUSABLE, source=name, reason=route.fault)
+            routes[name] = route
+        self._routes = routes
+        logger().info(Log.SOURCES_LOADED, sources=sorted(routes))
+        self._wake.set()
+
+    def _route(self, loaded: sources.Sources, source: Source) -> Route:
+        connector = self._connectors.get(source.connector)
+        secrets: tuple[str, ...] = ()
+        fault = "" if connector else f"there is no connector {source.connector} (`caudal connectors` lists them)"
+        try:
+            secrets = loaded.secrets(source.name)
+        except BadSettings as exc:
+            fault = fault or str(exc)
+        return Route(source, connector, secrets, fault, self._settings.edge.max_body_bytes)
+
+    def _keep(self) -> None:
+        """Prepare what is not ready, again and again until it is: Kafka may come up after the edge."""
+        told = ""
+        while not self._stopping:
+            failed = False
+            for route in list(self._routes.values()):
+                if route.fault or route.ready.is_set():
+                    continue
+                try:
+                    self._prepare(route.source.name)
+                except Exception as exc:  # whatever it is, deliveries wait for it to pass, and the thread must live
+                    failed = True
+                    if str(exc) != told:
+                        told = str(exc)
+                        logger().error(Log.SERVER_UNREACHABLE, source=route.source.name, reason=told)
+                else:
+                    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                        self._loop.call_soon_threadsafe(route.ready.set)
+            self._wake.wait(RETRY_S if failed else None)
+            self._wake.clear()

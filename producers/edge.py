@@ -1,0 +1,343 @@
+"""The capture edge: `POST /in/{source}`. What is authentic is stored as it came, and accepted only when Kafka has it.
+
+Understanding it comes later (`processors/`), so a body that no connector can read is taken all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+import prometheus_client
+import uvicorn
+import uvloop
+from caudal.connectors import Connector, Scheme, SignedRequest, Verdict
+from caudal.connectors._sdk import EVENT_NAMESPACE
+from caudal.producers._auth import authentic, without_credentials
+from caudal.producers._captures import CaptureLog, Captures
+from caudal.producers._http import RETRY, Body, Intake, Receive, Refusal, Scope, Send, answer, refuse
+from caudal.producers._producer import MessageTooLarge
+from caudal.producers._routes import Route, Routes
+from caudal.schemas import position
+from caudal.schemas.codec import Codec, Registry
+
+from caudal import connectors as installed
+from caudal.errors import BadSettings, CaudalError
+from caudal.settings import Settings
+from caudal.telemetry import DELIVERIES, Log, logger
+
+__all__ = ["Edge", "build", "serve"]
+
+PREFIX = "/in/"
+KEEP_ALIVE_S = 75
+"""Longer than load balancers keep an idle connection (60 s), so that none is closed under a request."""
+
+_NOT_FOUND = Refusal(404, "unknown_source", "there is no such source")
+_NO_PAGE = Refusal(404, "not_found", "there is nothing here")
+
+
+def build(
+    settings: Settings, *, log: CaptureLog | None = None, connectors: Mapping[str, Connector] | None = None
+) -> Edge:
+    """The edge as an ASGI application, with lifespan.
+
+    Args:
+        settings: with the brokers filled in (`caudal.embedded.resolve`).
+        log: where captures go; Kafka unless given.
+        connectors: by name; all that are installed unless given.
+
+    Raises:
+        BadSettings: the sources can't be read.
+    """
+    return Edge(settings, log or _captures(settings), installed.registry() if connectors is None else connectors)
+
+
+class Edge:
+    """The ASGI application. Nothing that is sent to it ends in a 500 or a traceback."""
+
+    def __init__(self, settings: Settings, log: CaptureLog, connectors: Mapping[str, Connector]) -> None:
+        self._settings = settings
+        self._log = log
+        self._routes = Routes(settings, connectors, log.prepare)
+        self._intake = Intake(settings.edge.receive_timeout_s)
+        self._public_url = (settings.edge.public_url or "").rstrip("/")
+
+    async def start(self) -> None:
+        """Connect. Kafka need not be there yet."""
+        self._log.start()
+        self._routes.start()
+
+    async def close(self) -> None:
+        """Finish what is under way and disconnect."""
+        self._routes.stop()
+        await self._log.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            try:
+                if path.startswith(PREFIX):
+                    await self._delivery(scope, receive, send)
+                else:
+                    await self._page(path, scope["method"], send)
+            except Exception as exc:  # the sender comes again, and the log says what must be mended
+                logger().error(Log.REQUEST_FAILED, error=type(exc).__name__, exc_info=exc)
+                await refuse(send, Refusal(503, "unavailable", "something failed here; send it again", RETRY))
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+
+    async def _delivery(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        name, _, token = scope["path"][len(PREFIX) :].partition("/")
+        route = self._routes.get(name)
+        if route is None or (token != "") != (route.source.auth == "path_token"):
+            DELIVERIES.labels("", _NOT_FOUND.outcome).inc()
+            logger().debug(Log.DELIVERY_REFUSED, outcome=_NOT_FOUND.outcome)
+            await refuse(send, _NOT_FOUND)
+            return
+        method = scope["method"]
+        if method in {"GET", "HEAD"}:
+            await answer(send, 200, headers=())
+            return
+        if method != "POST":
+            await refuse(send, _wrong_method(b"GET, HEAD, POST"))
+            return
+        headers = _headers(scope)
+        body: Body | Refusal | None = None
+        try:
+            if route.fault:
+                outcome: Refusal | bytes = Refusal(503, "unusable", "the source is not set up", RETRY)
+            else:
+                body = await self._intake.read(receive, headers.get("content-length"), route.max_body_bytes)
+                if body is None:
+                    route.count("disconnected")
+                    return
+                outcome = (
+                    body if isinstance(body, Refusal) else await self._take(scope, route, token, headers, body.data)
+                )
+        finally:
+            if isinstance(body, Body):
+                self._intake.release(body)
+        if isinstance(outcome, Refusal):
+            route.count(outcome.outcome)
+            logger().warning(
+                Log.DELIVERY_REFUSED, source=name, outcome=outcome.outcome, status=outcome.status, reason=outcome.reason
+            )
+            await refuse(send, outcome)
+        else:
+            route.count("accepted")
+            route.observe(time.perf_counter() - started)
+            await answer(send, 202, outcome)
+
+    async def _take(
+        self, scope: Scope, route: Route, token: str, headers: dict[str, str], body: bytes
+    ) -> bytes | Refusal:
+        """Verify and store one delivery; the answer's body, or why it isn't taken."""
+        source, connector = route.source, route.connector
+        assert connector is not None  # a route without one has a fault
+        now = datetime.now(UTC)
+        target = _target(scope)
+        request = SignedRequest(body, headers, scope["method"], self._url(route, scope, headers, target))
+        window_s = self._settings.edge.replay_window_s
+        verdict = _verdict(route, connector.verify, request, token=token, now=now, window_s=window_s)
+        if not verdict.ok:
+            return Refusal(401, "unsigned", verdict.reason)
+        delivery_id, kind = connector.key(headers, body)
+        delivery_id = _text(delivery_id)
+        capture_id = str(uuid.uuid5(EVENT_NAMESPACE, f"{source.name}\n{delivery_id}"))
+        if not route.ready.is_set():
+            try:
+                await asyncio.wait_for(route.ready.wait(), self._settings.edge.produce_timeout_s)
+            except TimeoutError:
+                return Refusal(503, "unavailable", "deliveries can't be stored now", RETRY)
+        try:
+            partition, offset = await self._log.append(
+                {
+                    "capture_id": capture_id,
+                    "source": source.name,
+                    "connector": connector.name,
+                    "delivery_id": delivery_id,
+                    "kind": None if kind is None else _text(kind),
+                    "method": scope["method"],
+                    "url": target if not token else PREFIX + source.name + _query(scope),
+                    "headers": without_credentials(source, headers),
+                    "body": body,
+                    "captured_at": now,
+                }
+            )
+        except MessageTooLarge as exc:
+            return Refusal(413, "too_large", exc.message)
+        except CaudalError as exc:
+            return Refusal(503, "unavailable", exc.message, RETRY)
+        reflected = position.encode({f"capture.{source.name}": {partition: offset + 1}})
+        return b'{"capture_id":"%s","token":"%s"}' % (capture_id.encode(), reflected.encode())
+
+    def _url(self, route: Route, scope: Scope, headers: Mapping[str, str], target: str) -> str:
+        """The address as the vendor sees it. What a proxy says of itself is not trusted: `public_url` is."""
+        if route.source.public_url:
+            return route.source.public_url + _query(scope)
+        if self._public_url:
+            return self._public_url + target
+        return f"{scope.get('scheme', 'http')}://{headers.get('host', '')}{target}"
+
+    async def _page(self, path: str, method: str, send: Send) -> None:
+        if path not in {"/health", "/ready", "/metrics"}:
+            await refuse(send, _NO_PAGE)
+        elif method not in {"GET", "HEAD"}:
+            await refuse(send, _wrong_method(b"GET, HEAD"))
+        elif path == "/health":
+            await answer(send, 200, b'{"status":"ok"}')
+        elif path == "/metrics":
+            kind = (b"content-type", prometheus_client.CONTENT_TYPE_LATEST.encode())
+            await answer(send, 200, prometheus_client.generate_latest(), (kind,))
+        else:
+            await self._ready(send)
+
+    async def _ready(self, send: Send) -> None:
+        """Whether a delivery would be stored now. A source that is set up wrongly is told, and doesn't stop the others."""
+        reason = ""
+        try:
+            await asyncio.to_thread(self._log.check)
+        except CaudalError as exc:
+            reason = exc.message
+        waiting = sorted(r.source.name for r in self._routes if not (r.fault or r.ready.is_set()))
+        if waiting and not reason:
+            reason = f"topics are being made for {', '.join(waiting)}"
+        faults = {route.source.name: route.fault for route in self._routes if route.fault}
+        body = {"ready": not reason, **({"reason": reason} if reason else {}), "unusable_sources": faults}
+        await answer(send, 503 if reason else 200, orjson.dumps(body))
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await self.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def serve(settings: Settings, *, started: Callable[[str, int], None] | None = None) -> None:
+    """Run the edge until SIGTERM or SIGINT, then finish what is under way and return.
+
+    While it runs, `<home>/run/edge.json` holds host, port and process id.
+
+    Args:
+        settings: with the brokers filled in (`caudal.embedded.resolve`).
+        started: called with host and port once it listens.
+
+    Raises:
+        BadSettings: the sources can't be read or the address can't be listened on.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, started))
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that tells when it listens, and that returns after a signal instead of ending the process by the same one."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tell()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, setattr, self, "should_exit", True)
+        yield
+
+
+async def _serve(settings: Settings, started: Callable[[str, int], None] | None) -> None:
+    listener = _listen(settings.edge.host, settings.edge.port)
+    host, port = listener.getsockname()[:2]
+    run_file = settings.home / "run" / "edge.json"
+
+    def tell() -> None:
+        run_file.parent.mkdir(parents=True, exist_ok=True)
+        run_file.write_bytes(orjson.dumps({"host": host, "port": port, "pid": os.getpid()}))
+        logger().info(Log.PROCESS_STARTED, role="edge", host=host, port=port)
+        if started is not None:
+            started(host, port)
+
+    config = uvicorn.Config(
+        build(settings),
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        log_level="error",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=round(settings.edge.produce_timeout_s + settings.edge.receive_timeout_s) + 1,
+    )
+    try:
+        await _Server(config, tell).serve(sockets=[listener])
+    finally:
+        run_file.unlink(missing_ok=True)
+        logger().info(Log.PROCESS_STOPPED, role="edge")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as exc:
+        raise BadSettings(f"the edge can't listen on {host}:{port}: {exc.strerror}", hint="CAUDAL_EDGE__PORT") from None
+
+
+def _captures(settings: Settings) -> CaptureLog:
+    return Captures(settings, Codec(Registry(settings)))
+
+
+def _verdict(
+    route: Route, scheme: Scheme, request: SignedRequest, *, token: str, now: datetime, window_s: int
+) -> Verdict:
+    try:
+        return authentic(route.source, scheme, request, route.secrets, token=token, now=now, window_s=window_s)
+    except Exception as exc:  # a scheme that trips over odd input must not let it in, and must not look like an outage
+        logger().error(Log.REQUEST_FAILED, source=route.source.name, error=type(exc).__name__)
+        return Verdict(ok=False, reason="the signature can't be checked")
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _target(scope: Scope) -> str:
+    """Path and query as they were sent."""
+    raw: Any = scope.get("raw_path")
+    path = raw.decode("latin-1") if raw is not None else quote(scope["path"])
+    return path + _query(scope)
+
+
+def _query(scope: Scope) -> str:
+    query: bytes = scope.get("query_string", b"")
+    return "?" + query.decode("latin-1") if query else ""
+
+
+def _text(text: str) -> str:
+    """JSON may hold half a surrogate pair, which is no text that could be stored."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _wrong_method(allowed: bytes) -> Refusal:
+    return Refusal(405, "wrong_method", "this method is not served here", ((b"allow", allowed),))
