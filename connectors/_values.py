@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, timedelta
 
-__all__ = ["country", "day", "digits", "gender", "language", "moment", "slug", "timezone"]
+__all__ = ["country", "day", "gender", "language", "moment", "slug", "tax_number", "timezone"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -130,9 +130,15 @@ def gender(value: object) -> str | None:
     return _GENDERS.get(text, text) or None
 
 
-def digits(value: object) -> str:
-    """Only the digits of a value."""
-    return re.sub(r"\D", "", str(value))
+def tax_number(name: str, value: str) -> tuple[str, str] | None:
+    """`("cpf", …)` or `("cnpj", …)` where a field's name says that it holds one and the length agrees; `cpf_cnpj` is told by length."""
+    words = set(re.split(r"[\W_]+", name.lower()))
+    number = re.sub(r"[^0-9A-Za-z]", "", value)
+    if "cpf" in words and re.fullmatch(r"\d{11}", number):
+        return "cpf", number
+    if "cnpj" in words and re.fullmatch(r"[0-9A-Za-z]{12}\d{2}", number):
+        return "cnpj", number.upper()
+    return None
 
 
 def slug(value: object) -> str:

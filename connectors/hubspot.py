@@ -386,9 +386,9 @@ def _contact(
             consents.append(consent)
         elif name == "hs_merged_object_ids":
             found += [_same(subject(source, "contact", id_)) for id_ in _list(value)]
-        elif document := _document(name, value):
-            fields[document.kind] = document.value
-            found.append(document)
+        elif document := _values.tax_number(name, value):
+            fields[document[0]] = document[1]
+            found.append(Identifier(kind=document[0], value=document[1]))
         elif name in _PROFILE and not value:
             cleared.append(_PROFILE[name][0])
         elif name in _PROFILE and (read := _PROFILE[name][1](value)):
@@ -411,17 +411,6 @@ def _contact(
             **fields,
         )
     yield from consents
-
-
-def _document(name: str, value: str) -> Identifier | None:
-    """A CPF or CNPJ in a property of that name; a `cpf_cnpj` is told by its length."""
-    words = set(re.split(r"[\W_]+", name.lower()))
-    number = re.sub(r"[^0-9A-Za-z]", "", value)
-    if "cpf" in words and re.fullmatch(r"\d{11}", number):
-        return Identifier(kind="cpf", value=number)
-    if "cnpj" in words and re.fullmatch(r"[0-9A-Za-z]{12}\d{2}", number):
-        return Identifier(kind="cnpj", value=number.upper())
-    return None
 
 
 def _consent(of: str, at: datetime, name: str, value: str) -> ConsentStated | None:
