@@ -266,11 +266,11 @@ def customer_stated(c: Customer, source: str, delivery: Delivery) -> Iterator[Ev
         cleared += empties(c.default_address, **_ADDRESS_FIELDS)
     elif c.addresses == () or "default_address" in c.model_fields_set:
         cleared += _ADDRESS_FIELDS  # Shopify leaves default_address out when there is no address at all
-    phones = tuple(
-        dict.fromkeys(
-            a.phone for a in (c.default_address, *(c.addresses or ())) if a and a.phone != c.phone and a.phone
-        )
+    phones = dict.fromkeys(
+        a.phone for a in (c.default_address, *(c.addresses or ())) if a and a.phone and a.phone != c.phone
     )
+    if not phones and "addresses" in c.model_fields_set:
+        cleared.append("other_phones")
     attributes = {"note": c.note or None} if "note" in c.model_fields_set else {}
     flags = {"email_verified": c.verified_email, "tax_exempt": c.tax_exempt}
     attributes |= {flag: str(value).lower() for flag, value in flags.items() if value is not None}
@@ -284,8 +284,8 @@ def customer_stated(c: Customer, source: str, delivery: Delivery) -> Iterator[Ev
         family_name=c.last_name,
         email=c.email,
         phone=c.phone,
-        other_phones=phones or None,
-        tags=_split(c.tags) if c.tags else None,
+        other_phones=tuple(phones) or None,
+        tags=_split(c.tags) or None,
         status=c.state,
         signed_up_at=c.created_at,
         attributes=attributes,
@@ -624,7 +624,7 @@ def _shipping(sale: Sale) -> Decimal | None:
 def _sale_stated(sale: Sale, source: str, subject_kind: str, at: datetime, **stated: Any) -> Iterator[Event]:
     who, known = _buyer(sale, source, subject_kind)
     currency, ship = sale.currency, sale.shipping_address
-    cleared = [*empties(sale, note="note"), *stated.pop("cleared", ())]
+    cleared = [*empties(sale, note="note", tags="tags"), *stated.pop("cleared", ())]
     if ship is None and "shipping_address" in sale.model_fields_set:
         cleared += ("shipping_city", "shipping_region", "shipping_postal_code", "shipping_country")
     ship = ship or Address()
@@ -641,7 +641,7 @@ def _sale_stated(sale: Sale, source: str, subject_kind: str, at: datetime, **sta
         "placed_at": sale.created_at,
         "channel": sale.source_name,
         "coupons": None if sale.discount_codes is None else tuple(d.code for d in sale.discount_codes if d.code),
-        "tags": _split(sale.tags),
+        "tags": _split(sale.tags) or None,
         "note": sale.note,
         "shipping_city": ship.city,
         "shipping_region": ship.province_code or ship.province,
