@@ -23,6 +23,7 @@ __all__ = [
     "RegistryUnavailable",
     "Retryable",
     "UndecodableRecord",
+    "UninstalledConnector",
     "UnknownConnector",
     "UnknownKind",
     "UnknownSource",
@@ -126,6 +127,12 @@ class UndecodableRecord(Poison):
     """Bytes on a topic that are not a valid record of the schema they name."""
 
     code = "undecodable_record"
+
+
+class UninstalledConnector(Poison):
+    """The capture's connector is not installed where it is translated."""
+
+    code = "uninstalled_connector"
 
 
 class UnusableEvent(Poison):

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal
 
 import phonenumbers
 from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
@@ -84,10 +85,9 @@ def phone(value: str, region: str = "BR") -> str | None:
             number = phonenumbers.parse(candidate, region)
         except NumberParseException:
             continue
-        if not phonenumbers.is_valid_number(number):
-            number = _with_ninth_digit(number)
-        if number is not None:
-            return phonenumbers.format_number(number, PhoneNumberFormat.E164)
+        valid = number if phonenumbers.is_valid_number(number) else _with_ninth_digit(number)
+        if valid is not None:
+            return phonenumbers.format_number(valid, PhoneNumberFormat.E164)
     return None
 
 
@@ -136,7 +136,7 @@ def opaque(value: str) -> str | None:
     return _clean(value, form="NFC")
 
 
-def _clean(value: str, form: str = "NFKC") -> str | None:
+def _clean(value: str, form: Literal["NFC", "NFKC"] = "NFKC") -> str | None:
     if not value or len(value) > LONGEST:
         return None
     if value.isascii() and value.isprintable():

@@ -1,0 +1,444 @@
+"""Identity kept in PostgreSQL: loads what a batch needs, lets `identity.resolve` decide, writes the decisions, all set-based.
+
+A batch in which everything is known takes no lock. Any other takes one advisory lock until its commit: a row lock per identifier
+would leave a gap while one worker attaches to a customer that another is moving. Links are committed as unpublished first; the
+caller marks them published once Kafka has them, so that a crash in between loses none.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import chain
+from typing import Any
+
+import orjson
+import psycopg
+from caudal.processors.identity import Carrier, Customer, Known, Link, Member, Merge, State, Statement, resolve
+from caudal.processors.rules import Rules
+from caudal.schemas import Evidence, Identifier
+
+from caudal import postgres
+
+__all__ = ["Erasure", "Links", "Mention", "Resolved"]
+
+LOCK = 0x63617564616C  # any number that nobody else takes an advisory lock on: "caudal"
+STALE_S = 5
+"""Unpublished links older than this are re-emitted by whoever sees them: the worker that made them is gone."""
+PAGE = 5_000
+UNLIMITED = 1_000_000_000
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """One event's word on a subject. `identifiers` are usable (see `Rules.usable`)."""
+
+    subject: str
+    source: str
+    occurred_at: datetime
+    captured_at: datetime
+    identifiers: tuple[Identifier, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What was stated up to `occurred_at` is to be forgotten: about a subject, a whole source, or a subject's whole customer."""
+
+    subject: str
+    occurred_at: datetime
+    scope: str = "subject"
+
+
+@dataclass(slots=True)
+class Resolved:
+    """The outcome for a batch.
+
+    Attributes:
+        links: subject → (customer id, link seq), for every subject mentioned.
+        changed: new links, and older ones not known to be published: all must be produced.
+        batches: what `published` takes once they are.
+    """
+
+    links: dict[str, tuple[str, int]]
+    changed: list[Link] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+
+
+class Links:
+    """The identity step. Not for use from several threads at once."""
+
+    def __init__(self, connection: Callable[[], Connection], rules: Rules) -> None:
+        """`connection` gives the connection to use, an autocommit one."""
+        self._connection = connection
+        self._rules = rules
+
+    def resolve(self, mentions: Sequence[Mention], erasures: Sequence[Erasure] = ()) -> Resolved:
+        """Give every mentioned subject its customer, and commit it.
+
+        Raises:
+            DatabaseUnavailable: nothing is decided; try again.
+        """
+        with postgres.translated():
+            db = self._connection()
+            stated = _Stated(mentions, erasures)
+            known, held = _load_known(db, stated)
+            changed, batches = _unpublished(db, stated.subjects)
+            if erasures or stated.news(known, held):
+                with db.transaction():
+                    db.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+                    known, held = _load_known(db, stated)
+                    links = self._decide(db, stated, known, held)
+                    _erase(db, erasures)
+                    if links:
+                        batches.append(_mark_unpublished(db, links))
+                known = {**known, **{link.subject: _known(link) for link in links}}
+                changed = [*({link.subject: link for link in (*changed, *links)}.values())]
+            return Resolved(
+                links={subject: (known[subject].customer_id, known[subject].link_seq) for subject in stated.subjects},
+                changed=changed,
+                batches=batches,
+            )
+
+    def unpublished(self) -> Resolved:
+        """Links that a worker left behind unpublished.
+
+        Raises:
+            DatabaseUnavailable: try again.
+        """
+        with postgres.translated():
+            changed, batches = _unpublished(self._connection(), ())
+            return Resolved(links={}, changed=changed, batches=batches)
+
+    def published(self, batches: Sequence[int]) -> None:
+        """Note that the links of these batches are on the topic; call it inside the transaction that stores the offsets."""
+        if batches:
+            self._connection().execute("DELETE FROM hub.unpublished_links WHERE batch = ANY(%s)", (list(batches),))
+
+    def subjects_of_source(self, source: str) -> Iterator[tuple[str, str, int]]:
+        """Every known subject of a source with its link (subject, customer id, link seq), in order, read page by page."""
+        after = f"{source}:"
+        while True:
+            rows = (
+                self._connection()
+                .execute(
+                    """SELECT subject, customer_id::text, link_seq FROM hub.subjects
+                   WHERE subject > %s AND subject < %s ORDER BY subject LIMIT %s""",
+                    (after, f"{source};", PAGE),  # ; follows : in ASCII
+                )
+                .fetchall()
+            )
+            yield from rows
+            if len(rows) < PAGE:
+                return
+            after = rows[-1][0]
+
+    def subjects_of_customer(self, customer_id: str) -> list[str]:
+        """Every subject of a customer, in order."""
+        rows = self._connection().execute(
+            "SELECT subject FROM hub.subjects WHERE customer_id = %s::uuid ORDER BY subject", (customer_id,)
+        )
+        return [subject for (subject,) in rows]
+
+    def _decide(
+        self, db: Connection, stated: _Stated, known: Mapping[str, _Row], held: frozenset[tuple[str, Identifier]]
+    ) -> list[Link]:
+        statements = stated.news(known, held)
+        if not statements:
+            return []
+        state = _load_state(db, statements, known, held, self._rules)
+        while True:
+            decisions = resolve(state, statements, self._rules)
+            if not decisions.expand:
+                break
+            members = {**state.members, **_load_members(db, decisions.expand)}
+            state = replace(state, members=members)
+        links = decisions.links
+        _write_links(db, links)
+        for merge in decisions.merges:
+            links += _write_merge(db, merge)
+        _write_identifiers(db, decisions.identifiers)
+        return links
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    customer_id: str
+    link_seq: int
+    created_at: datetime
+    erased_at: datetime | None
+
+
+def _known(link: Link) -> _Row:
+    return _Row(link.customer_id, link.link_seq, link.created_at, None)
+
+
+class _Stated:
+    """A batch by subject."""
+
+    def __init__(self, mentions: Sequence[Mention], erasures: Sequence[Erasure]) -> None:
+        self._erased: dict[str, datetime] = {}
+        for erasure in erasures:
+            key = f"{erasure.subject.partition(':')[0]}:" if erasure.scope == "source" else erasure.subject
+            self._erased[key] = max(erasure.occurred_at, self._erased.get(key, erasure.occurred_at))
+        self._first: dict[str, Mention] = {}
+        self._identifiers: defaultdict[str, dict[Identifier, datetime]] = defaultdict(dict)
+        for mention in mentions:
+            first = self._first.get(mention.subject)
+            if first is None or mention.captured_at < first.captured_at:
+                self._first[mention.subject] = mention
+            found = self._identifiers[mention.subject]
+            for identifier in mention.identifiers:
+                found[identifier] = max(mention.occurred_at, found.get(identifier, mention.occurred_at))
+        self.subjects = list(self._first)
+
+    def pairs(self, known: Mapping[str, _Row]) -> list[tuple[str, Identifier]]:
+        """Every (subject, identifier) stated of known subjects."""
+        return [(subject, identifier) for subject in known for identifier in self._identifiers[subject]]
+
+    def news(self, known: Mapping[str, _Row], held: frozenset[tuple[str, Identifier]]) -> list[Statement]:
+        """What is new: unknown subjects, and identifiers that their subject doesn't have; without what is erased."""
+        news = []
+        for subject, first in self._first.items():
+            row = known.get(subject)
+            erased = [
+                at
+                for at in (
+                    row.erased_at if row else None,
+                    self._erased.get(subject),
+                    self._erased.get(f"{first.source}:"),
+                )
+                if at is not None
+            ]
+            identifiers = tuple(
+                identifier
+                for identifier, at in self._identifiers[subject].items()
+                if (subject, identifier) not in held and not any(at <= until for until in erased)
+            )
+            if row is None or identifiers:
+                news.append(Statement(subject, first.source, first.captured_at, identifiers))
+        return news
+
+
+def _load_known(db: Connection, stated: _Stated) -> tuple[dict[str, _Row], frozenset[tuple[str, Identifier]]]:
+    rows = db.execute(
+        "SELECT subject, customer_id::text, link_seq, created_at, erased_at FROM hub.subjects WHERE subject = ANY(%s)",
+        (stated.subjects,),
+    )
+    known = {subject: _Row(*rest) for subject, *rest in rows}
+    pairs = stated.pairs(known)
+    if not pairs:
+        return known, frozenset()
+    # LATERAL with LIMIT keeps it one index probe per pair, whatever the planner thinks of the array's length
+    found = db.execute(
+        """SELECT p.n FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY p (kind, value, subject, n)
+           CROSS JOIN LATERAL (SELECT FROM hub.identifiers i
+                               WHERE i.kind = p.kind AND i.value = p.value AND i.subject = p.subject LIMIT 1) i""",
+        (*_columns([(i.kind, i.value, subject) for subject, i in pairs], 3),),
+    )
+    return known, frozenset(pairs[n - 1] for (n,) in found)
+
+
+def _load_state(
+    db: Connection,
+    statements: Sequence[Statement],
+    known: Mapping[str, _Row],
+    held: frozenset[tuple[str, Identifier]],
+    rules: Rules,
+) -> State:
+    subjects = {
+        s.subject: Known(row.customer_id, row.link_seq, row.created_at)
+        for s in statements
+        if (row := known.get(s.subject)) is not None
+    }
+    wanted = dict.fromkeys(
+        chain(
+            (identifier for s in statements for identifier in s.identifiers),
+            # who already points at a subject that is new
+            (Identifier(kind="subject", value=s.subject) for s in statements if s.subject not in subjects),
+        )
+    )
+    carriers = _load_carriers(db, list(wanted), rules)
+    customers = {row.customer_id for row in subjects.values()}
+    customers.update(carrier.customer_id for found in carriers.values() for carrier in found)
+    return State(subjects=subjects, held=held, carriers=carriers, customers=_load_customers(db, list(customers), rules))
+
+
+def _load_carriers(db: Connection, wanted: Sequence[Identifier], rules: Rules) -> dict[Identifier, list[Carrier]]:
+    caps = {kind: limit if (limit := rules.shared_by(kind)) is not None else UNLIMITED for kind in rules.kinds}
+    rows = db.execute(
+        """SELECT v.n, c.* FROM unnest(%s::text[], %s::text[], %s::bigint[]) WITH ORDINALITY v (kind, value, cap, n)
+           CROSS JOIN LATERAL (
+               SELECT customer_id::text, count(*), min(subject) FROM (
+                   SELECT s.customer_id, s.subject FROM hub.identifiers i JOIN hub.subjects s USING (subject)
+                   WHERE i.kind = v.kind AND i.value = v.value AND i.links LIMIT v.cap + 1
+               ) t GROUP BY 1
+           ) c""",
+        (*_columns([(i.kind, i.value, caps[i.kind]) for i in wanted], 3),),
+    )
+    carriers: defaultdict[Identifier, list[Carrier]] = defaultdict(list)
+    for n, customer_id, count, subject in rows:
+        carriers[wanted[n - 1]].append(Carrier(customer_id, count, subject))
+    pointed_at = [i.value for i in wanted if i.kind == "subject"]
+    if pointed_at:
+        rows = db.execute("SELECT subject, customer_id::text FROM hub.subjects WHERE subject = ANY(%s)", (pointed_at,))
+        for subject, customer_id in rows:
+            carriers[Identifier(kind="subject", value=subject)].append(Carrier(customer_id, 1, subject))
+    return dict(carriers)
+
+
+def _load_customers(db: Connection, customers: list[str], rules: Rules) -> dict[str, Customer]:
+    if not customers:
+        return {}
+    created = db.execute(
+        """SELECT c.id::text, (SELECT min(created_at) FROM hub.subjects WHERE customer_id = c.id)
+           FROM unnest(%s::uuid[]) c (id)""",
+        (customers,),
+    ).fetchall()
+    limited = [kind for kind in rules.kinds if rules.most(kind) is not None]
+    rows = db.execute(
+        """SELECT s.customer_id::text, i.kind, array_agg(DISTINCT i.value)
+           FROM hub.subjects s JOIN hub.identifiers i USING (subject)
+           WHERE s.customer_id = ANY(%s::uuid[]) AND i.links AND i.kind = ANY(%s) GROUP BY 1, 2""",
+        (customers, limited),
+    )
+    values: defaultdict[str, dict[str, frozenset[str]]] = defaultdict(dict)
+    for customer_id, kind, found in rows:
+        values[customer_id][kind] = frozenset(found)
+    return {customer_id: Customer(at, values.get(customer_id, {})) for customer_id, at in created}
+
+
+def _load_members(db: Connection, customers: Iterable[str]) -> dict[str, list[Member]]:
+    rows = db.execute(
+        """SELECT s.subject, s.source, s.customer_id::text, s.link_seq, s.created_at,
+                  coalesce(array_agg(i.kind ORDER BY i.kind, i.value) FILTER (WHERE i.links), '{}'),
+                  coalesce(array_agg(i.value ORDER BY i.kind, i.value) FILTER (WHERE i.links), '{}')
+           FROM hub.subjects s LEFT JOIN hub.identifiers i USING (subject)
+           WHERE s.customer_id = ANY(%s::uuid[]) GROUP BY s.subject ORDER BY s.created_at, s.subject""",
+        (list(customers),),
+    )
+    members: defaultdict[str, list[Member]] = defaultdict(list)
+    for subject, source, customer_id, seq, created_at, kinds, values in rows:
+        identifiers = tuple(Identifier(kind=k, value=v) for k, v in zip(kinds, values, strict=True))
+        members[customer_id].append(Member(subject, source, Known(customer_id, seq, created_at), identifiers))
+    return dict(members)
+
+
+def _write_links(db: Connection, links: Sequence[Link]) -> None:
+    if links:
+        db.execute(
+            """INSERT INTO hub.subjects AS s (subject, customer_id, link_seq, source, created_at, linked_at, reason,
+                                              previous_customer_id, evidence)
+               SELECT * FROM unnest(%s::text[], %s::uuid[], %s::bigint[], %s::text[], %s::timestamptz[], %s::timestamptz[],
+                                    %s::text[], %s::uuid[], %s::jsonb[])
+               ON CONFLICT (subject) DO UPDATE SET
+                   customer_id = EXCLUDED.customer_id, link_seq = EXCLUDED.link_seq, linked_at = EXCLUDED.linked_at,
+                   reason = EXCLUDED.reason, previous_customer_id = EXCLUDED.previous_customer_id, evidence = EXCLUDED.evidence""",
+            (
+                *_columns(
+                    [
+                        (
+                            link.subject,
+                            link.customer_id,
+                            link.link_seq,
+                            link.source,
+                            link.created_at,
+                            link.linked_at,
+                            link.reason,
+                            link.previous_customer_id,
+                            _evidence_json(link.evidence),
+                        )
+                        for link in links
+                    ],
+                    9,
+                ),
+            ),
+        )
+
+
+def _write_merge(db: Connection, merge: Merge) -> list[Link]:
+    rows = db.execute(
+        f"""UPDATE hub.subjects SET customer_id = %s::uuid, link_seq = link_seq + 1, linked_at = %s, reason = 'merge',
+                   previous_customer_id = customer_id, evidence = %s::jsonb
+            WHERE customer_id = %s::uuid RETURNING {_LINK}""",
+        (merge.into, merge.linked_at, _evidence_json(merge.evidence), merge.customer_id),
+    )
+    return [_link(row) for row in rows]
+
+
+def _write_identifiers(db: Connection, identifiers: Sequence[tuple[str, Identifier, bool]]) -> None:
+    if identifiers:
+        db.execute(
+            """INSERT INTO hub.identifiers (kind, value, subject, links)
+               SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::bool[]) ON CONFLICT DO NOTHING""",
+            (*_columns([(i.kind, i.value, subject, links) for subject, i, links in identifiers], 4),),
+        )
+
+
+def _erase(db: Connection, erasures: Sequence[Erasure]) -> None:
+    for erasure in erasures:
+        if erasure.scope == "source":
+            source = erasure.subject.partition(":")[0]
+            which = "subject > %(from)s AND subject < %(to)s"
+        elif erasure.scope == "customer":
+            source = ""
+            which = """subject IN (SELECT subject FROM hub.subjects WHERE customer_id =
+                       (SELECT customer_id FROM hub.subjects WHERE subject = %(subject)s))"""
+        else:
+            source = ""
+            which = "subject = %(subject)s"
+        values = {"subject": erasure.subject, "from": f"{source}:", "to": f"{source};", "at": erasure.occurred_at}
+        db.execute(
+            f"UPDATE hub.subjects SET erased_at = greatest(erased_at, %(at)s), evidence = '[]' WHERE {which}", values
+        )
+        db.execute(f"DELETE FROM hub.identifiers WHERE {which}", values)
+
+
+def _mark_unpublished(db: Connection, links: Sequence[Link]) -> int:
+    row = db.execute(
+        "INSERT INTO hub.unpublished_links (subjects) VALUES (%s) RETURNING batch", ([link.subject for link in links],)
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _unpublished(db: Connection, subjects: Sequence[str]) -> tuple[list[Link], list[int]]:
+    """Links not known to be published: those of `subjects`, with all that were made in the same batches, and stale ones."""
+    batches = [
+        batch
+        for (batch,) in db.execute(
+            """SELECT batch FROM hub.unpublished_links u
+               WHERE created_at < clock_timestamp() - make_interval(secs => %s)
+                  OR EXISTS (SELECT FROM unnest(u.subjects) s WHERE s = ANY(%s))""",
+            (STALE_S, list(subjects)),
+        )
+    ]
+    if not batches:
+        return [], []
+    rows = db.execute(
+        f"""SELECT {_LINK} FROM hub.subjects
+            WHERE subject IN (SELECT unnest(subjects) FROM hub.unpublished_links WHERE batch = ANY(%s)) ORDER BY subject""",
+        (batches,),
+    )
+    return [_link(row) for row in rows], batches
+
+
+_LINK = """subject, source, customer_id::text, link_seq, created_at, linked_at, reason, previous_customer_id::text, evidence"""
+
+
+def _link(row: tuple[Any, ...]) -> Link:
+    *columns, evidence = row
+    return Link(*columns, tuple(Evidence(**one) for one in evidence))  # type: ignore[call-arg] # a row has one column each
+
+
+def _evidence_json(evidence: Sequence[Evidence]) -> str:
+    if not evidence:
+        return "[]"
+    return orjson.dumps([{"kind": e.kind, "value": e.value, "subject": e.subject} for e in evidence]).decode()
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]

@@ -1,0 +1,428 @@
+"""The translate step: captures become canonical events on `customer.changes`, each keyed by the customer it is about.
+
+One batch goes: decode, translate (pure), decide identity (one transaction), produce links and events, confirm all of them, store
+the offsets (one transaction). A crash anywhere repeats the batch, which gives the same events with the same ids, and links that
+were committed but maybe not produced are produced again.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+import psycopg
+from caudal.connectors import Delivery
+from caudal.connectors import get as connector_named
+from caudal.processors import rules as identity_rules
+from caudal.processors._links import Connection, Erasure, Links, Mention, Resolved
+from caudal.processors.identity import Link
+from caudal.processors.rules import Rules
+from caudal.schemas import CustomerErased, Event, SubjectDeleted, SubjectLinked
+from caudal.schemas.codec import Codec
+from caudal.schemas.dead_letters import dead_letter
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from psycopg.types.json import Jsonb
+
+from caudal import kafka, postgres
+from caudal.errors import (
+    BrokerUnavailable,
+    DatabaseUnavailable,
+    LostPartition,
+    Poison,
+    UndecodableRecord,
+    UninstalledConnector,
+    UnknownConnector,
+    UnusableEvent,
+)
+from caudal.settings import Settings
+from caudal.telemetry import BATCH_EVENTS, BATCH_SECONDS, DEAD_LETTERS, TRANSLATED, Log, logger
+
+__all__ = ["Batch", "Capture", "Translator"]
+
+EVENTS = uuid.UUID("c3a1f7de-4f2b-5b7e-9a64-1d1c5c0b8a21")
+"""Namespace of the ids of events that this step makes itself."""
+FLUSH_S = 30.0
+"""Longest wait for the broker to confirm a batch; then it is tried again as a whole."""
+SWEEP_S = 1.0
+
+Partition = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Capture:
+    """One message of a capture topic and what it means. `poison` says why it means nothing."""
+
+    message: Message
+    partition: Partition
+    offset: int
+    source: str | None = None
+    kind: str | None = None
+    events: list[Event] = field(default_factory=list)
+    poison: Poison | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch understood, before identity."""
+
+    captures: list[Capture]
+
+    def __len__(self) -> int:
+        return len(self.captures)
+
+
+class Translator:
+    """Turns captures into changes. `prepare` may run beside anything else; the other methods one at a time."""
+
+    def __init__(self, settings: Settings, codec: Codec, *, rules: Rules | None = None) -> None:
+        self._settings = settings
+        self._codec = codec
+        self._rules = rules or identity_rules.load(settings)
+        self._links = Links(self._connection, self._rules)
+        self._changes = kafka.topic(settings.kafka, kafka.CHANGES)
+        self._dead_letters = kafka.topic(settings.kafka, kafka.DEAD_LETTERS)
+        self._db: Connection | None = None
+        self._producer: Producer | None = None
+        self._positions: dict[Partition, int | None] = {}
+        self._made: dict[int, int] = {}
+        """Next offset by partition of customer.changes, over all that this worker and the owners before it made."""
+        self._swept = 0.0
+
+    def positions(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Take the partitions over: where to start reading each; those never read are missing.
+
+        Raises:
+            DatabaseUnavailable: try again.
+        """
+        topics, numbers = [topic for topic, _ in partitions], [number for _, number in partitions]
+        with postgres.translated():
+            rows = self._connection().execute(
+                """SELECT p.topic, p.partition, o.next_offset, t.changes
+                   FROM unnest(%s::text[], %s::int[]) p (topic, partition)
+                   LEFT JOIN hub.offsets o USING (topic, partition) LEFT JOIN hub.translated t USING (topic, partition)""",
+                (topics, numbers),
+            )
+            self._positions = {}
+            for topic, number, next_offset, changes in rows:
+                self._positions[topic, number] = next_offset
+                self._raise_made((int(partition), offset) for partition, offset in (changes or {}).items())
+        return {partition: offset for partition, offset in self._positions.items() if offset is not None}
+
+    def prepare(self, messages: Sequence[Message]) -> Batch:
+        """Decode and translate; pure, and never raises for what a message holds.
+
+        Raises:
+            RegistryUnavailable: a schema isn't known yet and the registry can't be reached.
+        """
+        return Batch([self._understand(message) for message in messages])
+
+    def apply(self, batch: Batch) -> None:
+        """Decide identity, produce, and store how far it is done. What was done before is passed over.
+
+        Raises:
+            Retryable: nothing of the batch counts as done; try it again.
+            LostPartition: another worker has one of its partitions.
+        """
+        started = time.perf_counter()
+        captures = [c for c in batch.captures if c.offset >= (self._positions.get(c.partition) or 0)]
+        if not captures:
+            return
+        try:
+            events, changed = self._apply(captures)
+        except (DatabaseUnavailable, BrokerUnavailable):
+            self._drop_clients()
+            raise
+        except KafkaException as exc:
+            self._drop_clients()
+            raise kafka.translate_error(exc) from exc
+        seconds = time.perf_counter() - started
+        BATCH_SECONDS.labels("translate").observe(seconds)
+        BATCH_EVENTS.labels("translate").observe(len(captures))
+        logger().debug(
+            Log.BATCH_TRANSLATED, captures=len(captures), events=events, links=changed, seconds=round(seconds, 4)
+        )
+
+    def idle(self) -> None:
+        """Produce links that a worker committed and did not live to produce. Cheap; meant for when there is nothing else to do.
+
+        Raises:
+            Retryable: try again.
+        """
+        if time.monotonic() - self._swept < SWEEP_S:
+            return
+        self._swept = time.monotonic()
+        try:
+            left = self._links.unpublished()
+            if left.batches:
+                self._produce([self._encoded(_link_event(link)) for link in left.changed], [])
+                with postgres.translated():
+                    self._links.published(left.batches)
+        except (DatabaseUnavailable, BrokerUnavailable):
+            self._drop_clients()
+            raise
+
+    def close(self) -> None:
+        """Let go of the servers."""
+        self._drop_clients()
+
+    def _understand(self, message: Message) -> Capture:
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        assert topic is not None
+        assert partition is not None
+        assert offset is not None
+        capture = Capture(message, (topic, partition), offset)
+        try:
+            value = message.value()
+            if value is None:
+                raise UndecodableRecord("a capture without a value")
+            record, row = self._codec.decode(value)
+            if record != "Capture":
+                raise UndecodableRecord(f"a {record} where a Capture is expected")
+            capture.source, capture.kind = row["source"], row["kind"]
+            try:
+                connector = connector_named(row["connector"])
+            except UnknownConnector as exc:
+                raise UninstalledConnector(exc.message, hint="install it where the workers run, then redrive") from None
+            delivery = Delivery(
+                source=row["source"],
+                body=row["body"],
+                headers=row["headers"],
+                kind=row["kind"],
+                delivery_id=row["delivery_id"],
+                captured_at=row["captured_at"],
+            )
+            capture.events = connector.translate(delivery)
+            for event in capture.events:
+                # frozen for everyone else; these were made a moment ago, and copying forty fields takes longer than making them
+                object.__setattr__(event, "identifiers", self._rules.usable(event.identifiers))
+        except Poison as exc:
+            capture.poison, capture.events = exc, []
+        return capture
+
+    def _apply(self, captures: list[Capture]) -> tuple[int, int]:
+        resolved = self._resolve(captures)
+        ready: list[_Outgoing] = []
+        whole_sources: list[SubjectDeleted] = []
+        for capture in captures:
+            mark = len(ready), len(whole_sources)
+            try:
+                for event in capture.events:
+                    if isinstance(event, SubjectDeleted) and event.scope == "source":
+                        whole_sources.append(event)
+                    else:
+                        ready.append(self._linked(event, *resolved.links[event.subject]))
+            except UnusableEvent as exc:
+                del ready[mark[0] :], whole_sources[mark[1] :]
+                capture.poison, capture.events = exc, []
+        links = (self._encoded(_link_event(link)) for link in resolved.changed)
+        expanded = chain.from_iterable(map(self._of_each_subject, whole_sources))
+        self._produce(chain(links, ready, expanded), [c for c in captures if c.poison is not None])
+        self._store(captures, resolved.batches)
+        self._note(captures)
+        return len(ready), len(resolved.changed)
+
+    def _resolve(self, captures: Sequence[Capture]) -> Resolved:
+        """Identity for the captures. What PostgreSQL refuses to store is found by bisection and put aside."""
+        mentions, erasures = [], []
+        for event in chain.from_iterable(capture.events for capture in captures):
+            mentions.append(
+                Mention(event.subject, event.source, event.occurred_at, event.captured_at, event.identifiers)
+            )
+            if isinstance(event, SubjectDeleted) and event.kind == "erased":
+                erasures.append(Erasure(event.subject, event.occurred_at, event.scope))
+            elif isinstance(event, CustomerErased):
+                erasures.append(Erasure(event.subject, event.occurred_at, "customer"))
+        try:
+            return self._links.resolve(mentions, erasures)
+        except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, ValueError) as exc:
+            if len(captures) == 1:
+                capture = captures[0]
+                capture.poison = UnusableEvent(f"PostgreSQL can't store the subject's identity ({type(exc).__name__})")
+                capture.events = []
+                return Resolved({})
+            half = len(captures) // 2
+            one, other = self._resolve(captures[:half]), self._resolve(captures[half:])
+            changed = {link.subject: link for link in (*one.changed, *other.changed)}
+            return Resolved({**one.links, **other.links}, [*changed.values()], sorted({*one.batches, *other.batches}))
+
+    def _linked(self, event: Event, customer_id: str, link_seq: int) -> _Outgoing:
+        object.__setattr__(event, "customer_id", customer_id)  # see _understand
+        object.__setattr__(event, "link_seq", link_seq)
+        if isinstance(event, CustomerErased):
+            subjects = {*event.subjects, *self._links.subjects_of_customer(customer_id)}
+            object.__setattr__(event, "subjects", tuple(sorted(subjects)))
+        return self._encoded(event)
+
+    def _of_each_subject(self, event: SubjectDeleted) -> Iterator[_Outgoing]:
+        for subject, customer_id, link_seq in self._links.subjects_of_source(event.source):
+            yield self._encoded(
+                replace(
+                    event,
+                    subject=subject,
+                    customer_id=customer_id,
+                    link_seq=link_seq,
+                    scope="subject",
+                    event_id=str(uuid.uuid5(EVENTS, f"{event.event_id}\n{subject}")),
+                    identifiers=(),
+                )
+            )
+
+    def _encoded(self, event: Event) -> _Outgoing:
+        return event.customer_id, type(event).__name__, self._codec.encode_event(event)
+
+    def _produce(self, events: Iterable[_Outgoing], poisoned: Sequence[Capture]) -> None:
+        """Produce and confirm all; what the broker said of the offsets goes to `_made`."""
+        producer = self._producer
+        if producer is None:
+            producer = self._producer = kafka.producer(
+                self._settings.kafka, **{"linger.ms": 5, "delivery.timeout.ms": int(FLUSH_S * 1000)}
+            )
+        report = _Report(self._changes)
+        for key, name, value in events:
+            _send(producer, self._changes, (key, value, [("event_type", name)]), report)
+        for capture in poisoned:
+            assert capture.poison is not None
+            record = dead_letter("translate", capture.message, capture.poison, source=capture.source, kind=capture.kind)
+            record["attempts"] = 1 + attempts(capture.message)
+            value = self._codec.encode(self._dead_letters, "DeadLetter", record)
+            headers: _Headers = [("code", capture.poison.code), ("stage", "translate")]
+            _send(producer, self._dead_letters, (record["dead_letter_id"], value, headers), report)
+        if producer.flush(FLUSH_S):
+            raise BrokerUnavailable(f"Kafka confirmed not all of a batch within {FLUSH_S:.0f} s")
+        if report.error is not None:
+            raise KafkaException(report.error)
+        self._raise_made(report.ends.items())
+        if report.unknown:
+            self._raise_made(kafka.end_offsets(self._settings.kafka, [self._changes])[self._changes].items())
+
+    def _store(self, captures: Sequence[Capture], batches: Sequence[int]) -> None:
+        """Store how far the captures are done, where nobody else has moved it since it was read."""
+        ends: dict[Partition, int] = {}
+        for capture in captures:
+            ends[capture.partition] = max(capture.offset + 1, ends.get(capture.partition, 0))
+        rows = [(*partition, self._positions.get(partition), end) for partition, end in sorted(ends.items())]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        with postgres.translated():
+            db = self._connection()
+            with db.transaction():
+                moved = db.execute(
+                    """WITH n AS (SELECT * FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[])
+                                  n (topic, partition, expected, next_offset)),
+                            moved AS (UPDATE hub.offsets o SET next_offset = n.next_offset FROM n
+                                      WHERE o.topic = n.topic AND o.partition = n.partition AND o.next_offset = n.expected
+                                      RETURNING 1),
+                            first AS (INSERT INTO hub.offsets (topic, partition, next_offset)
+                                      SELECT topic, partition, next_offset FROM n WHERE expected IS NULL
+                                      ON CONFLICT DO NOTHING RETURNING 1)
+                       SELECT (SELECT count(*) FROM moved) + (SELECT count(*) FROM first)""",
+                    columns,
+                ).fetchone()
+                if moved != (len(rows),):
+                    raise LostPartition("another worker has translated a partition of this batch")
+                db.execute(
+                    """INSERT INTO hub.translated (topic, partition, next_offset, changes)
+                       SELECT t, p, n, %s FROM unnest(%s::text[], %s::int[], %s::bigint[]) u (t, p, n)
+                       ON CONFLICT (topic, partition) DO UPDATE
+                       SET next_offset = EXCLUDED.next_offset, changes = EXCLUDED.changes""",
+                    (Jsonb({str(partition): end for partition, end in self._made.items()}), *columns[:2], columns[3]),
+                )
+                self._links.published(batches)
+        self._positions.update(ends)
+
+    def _note(self, captures: Sequence[Capture]) -> None:
+        for capture in captures:
+            if capture.events:
+                TRANSLATED.labels(capture.source).inc(len(capture.events))
+            elif capture.poison is not None:
+                DEAD_LETTERS.labels("translate", capture.poison.code).inc()
+                logger().warning(
+                    Log.CAPTURE_DEAD_LETTERED,
+                    code=capture.poison.code,
+                    source=capture.source,
+                    topic=capture.partition[0],
+                    partition=capture.partition[1],
+                    offset=capture.offset,
+                )
+
+    def _raise_made(self, ends: Iterable[tuple[int, int]]) -> None:
+        for partition, end in ends:
+            self._made[partition] = max(end, self._made.get(partition, 0))
+
+    def _connection(self) -> Connection:
+        if self._db is None:
+            self._db = postgres.connect(self._settings.postgres, role="translate")
+        return self._db
+
+    def _drop_clients(self) -> None:
+        """Begin with fresh clients: what the old ones still have under way belongs to a batch that is done again."""
+        if self._producer is not None:
+            self._producer.purge()
+            self._producer.flush(1)
+            self._producer = None
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+
+_Outgoing = tuple[str, str, bytes]
+"""Customer id, event type, message."""
+_Headers = list[tuple[str, str | bytes | None]]
+
+
+class _Report:
+    """Collects what the broker says of a batch's messages."""
+
+    def __init__(self, changes: str) -> None:
+        self._changes = changes
+        self.ends: dict[int, int] = {}
+        self.unknown = False
+        self.error: KafkaError | None = None
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self.error = error
+        elif message.topic() == self._changes:
+            partition, offset = message.partition(), message.offset()
+            if partition is None or offset is None or offset < 0:
+                self.unknown = True  # a repeat that the broker recognised: it doesn't say where the first one lies
+            elif offset >= self.ends.get(partition, 0):
+                self.ends[partition] = offset + 1
+
+
+def _send(producer: Producer, topic: str, message: tuple[str, bytes, _Headers], report: _Report) -> None:
+    key, value, headers = message
+    until = time.monotonic() + FLUSH_S
+    while True:
+        try:
+            producer.produce(topic, value, key, headers=headers, on_delivery=report)
+        except BufferError:
+            # the local queue is full: wait until the broker has taken some
+            producer.poll(0.1)
+            if time.monotonic() > until:
+                raise BrokerUnavailable(f"Kafka took nothing for {FLUSH_S:.0f} s") from None
+        else:
+            return
+
+
+def attempts(message: Message) -> int:
+    """How often the input of a redriven message has been tried before."""
+    stated = dict(message.headers() or ()).get("attempts")
+    return int(stated) if stated and stated.isdigit() else 0
+
+
+def _link_event(link: Link) -> SubjectLinked:
+    return SubjectLinked(
+        event_id=str(uuid.uuid5(EVENTS, f"{link.subject}\n{link.link_seq}")),
+        source=link.source,
+        subject=link.subject,
+        customer_id=link.customer_id,
+        link_seq=link.link_seq,
+        occurred_at=link.linked_at,
+        captured_at=link.linked_at,
+        reason=link.reason,
+        previous_customer_id=link.previous_customer_id,
+        evidence=link.evidence,
+    )
