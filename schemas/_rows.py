@@ -47,7 +47,8 @@ def to_event(record: str, values: Mapping[str, Any]) -> Event:
     """
     if record not in EVENT_TYPES:
         raise BadSchema(f"{record} is not an event", hint="docs/reference/events.md lists them")
-    event: Event = _builder(EVENT_TYPES[record])(values)
+    cls: Any = EVENT_TYPES[record]
+    event: Event = _builder(cls)(values)
     return event
 
 

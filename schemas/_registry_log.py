@@ -1,0 +1,87 @@
+"""The `_schemas` topic as a log that is read to its end and appended to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+
+from caudal import kafka
+from caudal.errors import BrokerUnavailable
+from caudal.settings import KafkaSettings
+
+__all__ = ["Log"]
+
+_TIMEOUT_S = 30.0
+
+Pair = tuple[bytes | None, bytes | None]
+
+
+class Log:
+    """Reader and writer of `_schemas`, which never takes the topic prefix. Not safe to share by threads."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        """Makes the topic if it is missing.
+
+        Raises:
+            BrokerUnavailable: the brokers can't be reached.
+        """
+        bare = settings.model_copy(update={"topic_prefix": ""})
+        kafka.ensure_topics(bare, [kafka.SCHEMAS])
+        self._partition = TopicPartition(kafka.SCHEMAS, 0, OFFSET_BEGINNING)
+        self._consumer = kafka.consumer(bare, "caudal-registry", **{"enable.partition.eof": True})
+        self._consumer.assign([self._partition])
+        self._producer = kafka.producer(bare)
+        self._next = 0
+
+    def read(self) -> Iterator[Pair]:
+        """Key and value of every message that was not read before, up to the topic's end of now.
+
+        Raises:
+            BrokerUnavailable: the brokers can't be reached.
+        """
+        deadline = time.monotonic() + _TIMEOUT_S
+        try:
+            _, end = self._consumer.get_watermark_offsets(self._partition, timeout=_TIMEOUT_S)
+            while self._next < end:
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailable("Kafka can't be reached: reading _schemas takes too long")
+                for message in self._consumer.consume(500, timeout=1.0):
+                    error = message.error()
+                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                        raise KafkaException(error)
+                    if error is not None:
+                        self._next = max(self._next, message.offset() or 0)
+                        continue
+                    self._next = (message.offset() or 0) + 1
+                    yield message.key(), message.value()
+        except KafkaException as exc:
+            raise kafka.translate_error(exc) from exc
+
+    def append(self, pairs: Sequence[Pair]) -> None:
+        """Write messages; returns when all in-sync replicas have them.
+
+        Raises:
+            BrokerUnavailable: they may not have been written.
+        """
+        failures: list[KafkaError] = []
+
+        def delivered(error: KafkaError | None, _message: object) -> None:
+            if error is not None:
+                failures.append(error)
+
+        try:
+            for key, value in pairs:
+                self._producer.produce(kafka.SCHEMAS, key=key, value=value, partition=0, on_delivery=delivered)
+            left = self._producer.flush(_TIMEOUT_S)
+        except KafkaException as exc:
+            raise kafka.translate_error(exc) from exc
+        if failures:
+            raise kafka.translate_error(KafkaException(failures[0]))
+        if left:
+            raise BrokerUnavailable("Kafka can't be reached: writing _schemas takes too long")
+
+    def close(self) -> None:
+        """Leave the brokers."""
+        self._consumer.close()
