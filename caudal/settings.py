@@ -66,6 +66,7 @@ class RegistrySettings(_Group):
     url: str | None = Field(None, description="Registry address. Unset: the embedded registry.")
     username: str | None = Field(None, description="Basic authentication user.")
     password: SecretStr | None = Field(None, description="Basic authentication password.")
+    host: str = Field("127.0.0.1", description="Address that `caudal run --role registry` listens on.")
     port: int = Field(0, ge=0, le=65535, description="Port of the embedded registry; 0 takes a free one.")
 
 

@@ -80,10 +80,11 @@ def build(settings: Settings) -> Starlette:
 
 
 def serve(settings: Settings) -> None:
-    """Run the registry on 127.0.0.1 at `settings.registry.port` until told to stop."""
+    """Run the registry at `settings.registry.host` and `port` until told to stop."""
     import uvicorn
 
-    uvicorn.run(build(settings), host="127.0.0.1", port=settings.registry.port, log_level="warning", access_log=False)
+    address = settings.registry
+    uvicorn.run(build(settings), host=address.host, port=address.port, log_level="warning", access_log=False)
 
 
 def build_over(store: Store) -> Starlette:

@@ -1,0 +1,65 @@
+"""The command `caudal`. One file per group of commands; the work itself is done by the modules that they call.
+
+Modules are imported inside the commands, so that `caudal --help` is quick and `faust` never sees the command line.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from caudal import __version__
+from caudal.cli import connectors, customers, servers, sources, tokens, topics
+from caudal.cli._output import complain, examples, exit_status
+from caudal.cli.run import run
+from caudal.errors import CaudalError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="caudal",
+    help="An event-sourced customer integration hub: captures customer changes, projects them live, replays history.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog=examples("caudal demo", "caudal up && caudal run", "caudal customers find --email maria@example.com"),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"caudal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+servers.register(app)
+app.command(
+    epilog=examples("caudal run", "caudal run --workers 2", "caudal run --role edge"),
+)(run)
+connectors.register(app)
+topics.register(app)
+app.add_typer(sources.app, name="sources")
+app.add_typer(connectors.app, name="connectors")
+app.add_typer(customers.app, name="customers")
+app.add_typer(tokens.app, name="tokens")
+
+
+def main() -> None:
+    """Run the command line; Caudal's own errors become one line and an exit status."""
+    try:
+        app()
+    except CaudalError as error:
+        complain(error)
+        sys.exit(exit_status(error))

@@ -1,0 +1,5 @@
+"""`python -m caudal.cli`."""
+
+from caudal.cli import main
+
+main()

@@ -1,0 +1,152 @@
+"""What every command shares: settings, tables or JSON on standard output, one line per error on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caudal.errors import (
+    BadSchema,
+    BadSettings,
+    CaudalError,
+    EmbeddedServerFailed,
+    Poison,
+    Retryable,
+    UnknownSource,
+)
+
+if TYPE_CHECKING:
+    from caudal.settings import Settings
+
+__all__ = [
+    "Json",
+    "compact",
+    "complain",
+    "emit",
+    "emit_line",
+    "examples",
+    "exit_status",
+    "note",
+    "resolved",
+    "settings",
+    "table",
+]
+
+NEGATIVE, DATA_ERROR, UNAVAILABLE, FAILED, CONFIGURATION_ERROR = 1, 65, 69, 70, 78
+"""Exit statuses, after sysexits.h; 2 is a wrong command line and 130 an interrupt."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def examples(*lines: str) -> str:
+    """An epilog that shows how a command is used, one example a line."""
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
+def settings(**overrides: Any) -> Settings:
+    """The settings of this run, with logging set up after them."""
+    from caudal.settings import load
+    from caudal.telemetry import configure_logging
+
+    loaded = load(**overrides)
+    configure_logging(loaded.log_level, json=loaded.log_json)
+    return loaded
+
+
+def resolved(**overrides: Any) -> Settings:
+    """The settings with the addresses of the servers that run; nothing is started.
+
+    Raises:
+        CaudalError: the servers are neither configured nor up.
+    """
+    from caudal import embedded
+
+    return embedded.resolve(settings(**overrides))
+
+
+def emit(data: Any) -> None:
+    """Print one JSON value, indented for people, on one line for programs."""
+    print(json.dumps(data, ensure_ascii=False, default=_plain, indent=2 if sys.stdout.isatty() else None))
+
+
+def emit_line(data: Any) -> None:
+    """Print one line of NDJSON, at once."""
+    print(compact(data), flush=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows: a drawn table on a terminal, aligned columns elsewhere."""
+    cells = [["" if value is None else _cell(value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        drawn = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+        for row in cells:
+            drawn.add_row(*(escape(cell) for cell in row))
+        Console().print(drawn)
+        return
+    widths = [max(len(column), *(len(row[i]) for row in cells), 0) for i, column in enumerate(columns)]
+    for row in [list(columns), *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def compact(value: Any) -> str:
+    """A value on one line, as short as JSON can be."""
+    return json.dumps(value, ensure_ascii=False, default=_plain, separators=(",", ":"))
+
+
+def note(text: str) -> None:
+    """Tell the person something that is no data: on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def complain(error: CaudalError) -> None:
+    """Say what went wrong, in one line."""
+    text = f"{error.code}: {error}".replace("\n", " ")
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{red}caudal: {text}{plain}", file=sys.stderr, flush=True)
+
+
+def exit_status(error: CaudalError) -> int:
+    """The exit status that tells what to do about `error`."""
+    match error:
+        case Poison():
+            return DATA_ERROR
+        case Retryable() | EmbeddedServerFailed():
+            return UNAVAILABLE
+        case BadSettings() | BadSchema() | UnknownSource():
+            return CONFIGURATION_ERROR
+        case _:
+            return FAILED
+
+
+def _cell(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return value.isoformat(sep=" ", timespec="seconds")
+        case list() | tuple() | set() | frozenset():
+            return ", ".join(sorted(str(item) for item in value))
+        case _:
+            return str(value)
+
+
+def _plain(value: object) -> object:
+    match value:
+        case datetime() | date():
+            return value.isoformat()
+        case set() | frozenset():
+            return sorted(value)
+        case tuple():
+            return list(value)
+        case _:
+            return str(value)

@@ -1,0 +1,180 @@
+"""`caudal customers`: one person, as the API shows them, read straight from PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from caudal.cli._output import NEGATIVE, Json, compact, emit, examples, note, resolved, table
+
+if TYPE_CHECKING:
+    from caudal.serving._read import Answer, Customers, Missing, Timeline
+
+__all__ = ["app", "show"]
+
+app = typer.Typer(help="Read customers: by id, by an identifier, what happened.", no_args_is_help=True)
+
+Id = Annotated[uuid.UUID, typer.Argument(metavar="ID", help="The customer's id.")]
+_T = TypeVar("_T")
+
+
+@app.command(epilog=examples("caudal customers get 4f1c…", "caudal customers get 4f1c… --json | jq .metrics"))
+def get(customer_id: Id, as_json: Json = False) -> None:
+    """Show a customer: fields and their sources, metrics, segments, consents, subjects. Exit status 1 when there is none."""
+    found = _present(customer_id, lambda customers, _, id_: customers.by_id(id_))
+    if as_json:
+        emit({**found.data, "token": found.token})
+    else:
+        show(found.data)
+
+
+@app.command(
+    epilog=examples(
+        "caudal customers find --email maria@example.com",
+        "caudal customers find --phone '+55 11 98765-4321'",
+        "caudal customers find --subject shop-br:customer:2071 --json",
+    )
+)
+def find(
+    *,
+    email: Annotated[str | None, typer.Option(help="An e-mail address.")] = None,
+    phone: Annotated[
+        str | None, typer.Option(help="A phone number; without a country code it is of the default region.")
+    ] = None,
+    cpf: Annotated[str | None, typer.Option(help="A CPF.")] = None,
+    cnpj: Annotated[str | None, typer.Option(help="A CNPJ.")] = None,
+    external_id: Annotated[str | None, typer.Option(help="An id that a source calls external.")] = None,
+    subject: Annotated[str | None, typer.Option(help="A subject, <source>:<type>:<id>.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find customers by one identifier. Exit status 1 when there is none."""
+    from caudal import identifiers
+
+    asked = {"email": email, "phone": phone, "cpf": cpf, "cnpj": cnpj, "external_id": external_id, "subject": subject}
+    given = {kind: value for kind, value in asked.items() if value is not None}
+    if len(given) != 1:
+        raise typer.BadParameter(f"give exactly one of {', '.join('--' + kind.replace('_', '-') for kind in asked)}")
+    [(kind, raw)] = given.items()
+    settings = resolved()
+    value = identifiers.normalise(kind, raw, settings.default_region)
+    if value is None:
+        raise typer.BadParameter(f"that is no valid {kind}")
+
+    async def ask(customers: Customers, _timeline: Timeline) -> Answer:
+        return await (customers.by_subject(value) if kind == "subject" else customers.by_identifier(kind, value))
+
+    found = _read(ask).data
+    if as_json:
+        emit(found)
+    else:
+        table(
+            ("customer", "name", "sources", "subjects"),
+            [(each["customer_id"], _name(each), each["sources"], len(each["subjects"])) for each in found],
+        )
+    if not found:
+        raise typer.Exit(NEGATIVE)
+
+
+@app.command(
+    epilog=examples("caudal customers timeline 4f1c…", "caudal customers timeline 4f1c… --kind order --limit 5")
+)
+def timeline(
+    customer_id: Id,
+    kind: Annotated[list[str] | None, typer.Option(help="Only items of this kind: order, ticket, consent, …")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Most items shown.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Show what happened to a customer, newest first. Exit status 1 when there is none."""
+    from caudal.serving._read import KINDS
+
+    if unknown := set(kind or ()) - set(KINDS):
+        raise typer.BadParameter(f"unknown kind {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
+    found = _present(
+        customer_id, lambda _, items, id_: items.page(id_, before=None, limit=limit, kinds=kind or list(KINDS))
+    )
+    if as_json:
+        emit(found.data["items"])
+    else:
+        table(
+            ("at", "kind", "source", "what"),
+            [(item["at"][:19], item["kind"], item["source"], compact(item["data"])) for item in found.data["items"]],
+        )
+
+
+def show(customer: dict[str, Any]) -> None:
+    """Print a customer as the API gives it."""
+    fields = customer["profile"] or {}
+    stated = [(name, field) for name, field in fields.items() if name not in {"attributes", "version", "changed_at"}]
+    stated += [(f"attributes.{name}", field) for name, field in fields.get("attributes", {}).items()]
+    print(f"customer {customer['customer_id']}, known to {', '.join(customer['sources'])}\n")
+    table(
+        ("field", "value", "source", "since"),
+        [(name, field["value"], field["source"], (field["since"] or "")[:19]) for name, field in stated],
+    )
+    metrics = {
+        k: v for k, v in (customer["metrics"] or {}).items() if v is not None and k not in {"version", "changed_at"}
+    }
+    _section(("metric", "value"), metrics.items())
+    _section(("segment", "since"), [(each["segment"], each["since"][:19]) for each in customer["segments"]])
+    _section(
+        ("consent", "state", "source", "since"),
+        [(c["purpose"], c["state"], c["source"], c["occurred_at"][:19]) for c in customer["consents"]],
+    )
+    _section(("subject", "deleted"), [(each["subject"], each["deleted"]) for each in customer["subjects"]])
+
+
+def _section(columns: tuple[str, ...], rows: Any) -> None:
+    if rows:
+        print()
+        table(columns, rows)
+
+
+def _name(customer: dict[str, Any]) -> str:
+    return str(((customer["profile"] or {}).get("name") or {}).get("value") or "")
+
+
+def _present(
+    customer_id: uuid.UUID, ask: Callable[[Customers, Timeline, uuid.UUID], Awaitable[Answer | Missing]]
+) -> Answer:
+    """What is asked about the customer, or about the one that the id went into."""
+    from caudal.serving._read import Answer
+
+    found = _read(lambda customers, timeline: ask(customers, timeline, customer_id))
+    if isinstance(found, Answer):
+        return found
+    match found.went_to:
+        case (into,):
+            note(f"{customer_id} is part of {into} now")
+            return _present(into, ask)
+        case () if found.erased:
+            note(f"caudal: customer {customer_id} was erased")
+        case ():
+            note(f"caudal: no customer has the id {customer_id}")
+        case several:
+            note(f"caudal: customer {customer_id} was split into {', '.join(map(str, several))}")
+    raise typer.Exit(NEGATIVE)
+
+
+def _read(ask: Callable[[Customers, Timeline], Awaitable[_T]]) -> _T:
+    import psycopg
+
+    from caudal import postgres, sources
+    from caudal.errors import Fatal
+    from caudal.projections import priority_sql
+    from caudal.serving._read import Customers, Timeline
+
+    settings = resolved()
+    priority = priority_sql({name: source.priority for name, source in sources.load(settings).items()})
+
+    async def read() -> _T:
+        async with postgres.pool(settings.postgres, role="cli") as pool:
+            return await ask(Customers(pool, settings.kafka, priority), Timeline(pool, settings.kafka))
+
+    try:
+        return asyncio.run(read())
+    except psycopg.errors.UndefinedTable as exc:
+        raise Fatal("the views have not been built yet", hint="`caudal run` builds them") from exc

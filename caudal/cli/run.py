@@ -1,0 +1,88 @@
+"""`caudal run`: the processes that do the work."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caudal.cli._output import note, settings
+
+if TYPE_CHECKING:
+    from caudal.settings import Settings
+
+__all__ = ["Role", "run"]
+
+
+class Role(StrEnum):
+    """What one process does."""
+
+    ALL = "all"
+    EDGE = "edge"
+    WORKER = "worker"
+    API = "api"
+    REGISTRY = "registry"
+
+
+def run(
+    role: Annotated[
+        Role, typer.Option(help="`all` supervises edge, workers and API; the others run in the foreground.")
+    ] = Role.ALL,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of `all`.")] = 1,
+    supervised_as: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run edge, workers and API until Ctrl-C, starting servers that are not configured and not up. A second Ctrl-C kills."""
+    from caudal.telemetry import configure_logging
+
+    configured = settings()
+    if role is Role.ALL:
+        _tree(configured, workers)
+        return
+    configure_logging(configured.log_level, json=configured.log_json, process=supervised_as or role)
+    if supervised_as:
+        from caudal.supervisor import stop_with_parent
+
+        stop_with_parent()
+    _alone(role, configured)
+
+
+def _tree(configured: Settings, workers: int) -> None:
+    from caudal import embedded, standing
+    from caudal.cli.servers import starting
+    from caudal.supervisor import Supervisor, members
+
+    were_up = any(server.embedded and server.state == "running" for server in embedded.status(configured))
+    try:
+        standing.prepare(embedded.ensure(configured, starting))
+        note(f"edge http://{configured.edge.host}:{configured.edge.port}/in/<source>")
+        note(f"API  http://{configured.serving.host}:{configured.serving.port}/docs")
+        Supervisor(members(workers)).run()
+    finally:
+        if not were_up:
+            embedded.down(configured)
+
+
+def _alone(role: Role, configured: Settings) -> None:
+    from caudal import embedded, standing
+
+    if role is Role.REGISTRY:
+        from caudal.schemas import _registry_server
+
+        _registry_server.serve(configured)
+        return
+    ready = embedded.ensure(configured)
+    if role is Role.EDGE:  # it takes deliveries with no database in reach
+        from caudal.producers import edge
+
+        edge.serve(ready)
+        return
+    standing.prepare(ready)
+    if role is Role.API:
+        from caudal import serving
+
+        serving.serve(ready)
+    else:
+        from caudal import worker
+
+        worker.run(ready)

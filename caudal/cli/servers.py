@@ -1,0 +1,87 @@
+"""`caudal up`, `down`, `status`: the servers, and how far everything has got."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from caudal.cli._output import UNAVAILABLE, Json, emit, examples, note, settings, table
+
+if TYPE_CHECKING:
+    from caudal.embedded import ServerStatus
+
+__all__ = ["register", "starting"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    app.command(epilog=examples("caudal up", "caudal up --json"))(up)
+    app.command(epilog=examples("caudal down"))(down)
+    app.command(epilog=examples("caudal status", "caudal status --json | jq .workers"))(status)
+
+
+def up(as_json: Json = False) -> None:
+    """Start Kafka, PostgreSQL and the schema registry where none are configured, and prepare topics and tables.
+
+    They go on in the background until `caudal down`; doing it again does nothing.
+    """
+    from caudal import embedded, standing
+
+    configured = settings()
+    standing.prepare(embedded.ensure(configured, starting))
+    _print_servers(embedded.status(configured), as_json=as_json)
+
+
+def down(as_json: Json = False) -> None:
+    """Stop the servers that `caudal up` started. Data stay where they are."""
+    from caudal import embedded
+
+    stopped = embedded.down(settings())
+    if as_json:
+        emit({"stopped": stopped})
+    else:
+        note(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+def status(as_json: Json = False) -> None:
+    """Show the servers, the sources, where the topics end and how far the workers are. Exit status 69 when a server is down."""
+    from caudal import embedded
+    from caudal.standing import standing
+
+    configured = settings()
+    servers = embedded.status(configured)
+    healthy = all(server.state == "running" for server in servers)
+    where = standing(embedded.resolve(configured)) if healthy else None
+    if as_json:
+        emit({"servers": [asdict(server) for server in servers], **(where or {})})
+    else:
+        _print_servers(servers, as_json=False)
+        if where is not None:
+            print()
+            table(("topic", "records"), [(topic, sum(ends.values())) for topic, ends in where["topics"].items()])
+            print()
+            table(("worker step", "waiting"), where["workers"].items())
+            print()
+            table(("source", "connector", "captures"), [tuple(source.values()) for source in where["sources"]])
+    if not healthy:
+        raise typer.Exit(UNAVAILABLE)
+
+
+def starting(server: str) -> None:
+    """Tell the person which server is being started."""
+    note(f"starting {server}")
+
+
+def _print_servers(servers: list[ServerStatus], *, as_json: bool) -> None:
+    if as_json:
+        emit([asdict(server) for server in servers])
+        return
+    table(
+        ("server", "state", "address", "version", "kind"),
+        [
+            (server.name, server.state, server.address, server.version, "embedded" if server.embedded else "external")
+            for server in servers
+        ],
+    )

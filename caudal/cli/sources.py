@@ -1,0 +1,150 @@
+"""`caudal sources`: which systems send to this hub."""
+
+from __future__ import annotations
+
+import secrets as random
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caudal.cli._output import NEGATIVE, Json, emit, examples, note, settings, table
+
+if TYPE_CHECKING:
+    from caudal.settings import Settings
+    from caudal.sources import Source
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Systems that send to this hub: add, list, remove.", no_args_is_help=True)
+
+
+@app.command(
+    epilog=examples(
+        "caudal sources add shop-br --connector shopify",
+        "pass show shopify | caudal sources add shop-br --connector shopify --secret -",
+        "caudal sources add crm --connector hubspot --public-url https://hooks.example.com/in/crm",
+        "caudal sources add help --connector zendesk --secret-name help-old --secret-name help-new",
+    )
+)
+def add(
+    name: Annotated[str, typer.Argument(help="The source's name: lower-case letters, digits, hyphens.")],
+    *,
+    connector: Annotated[str, typer.Option(help="Which connector reads it; see `caudal connectors`.")],
+    secret: Annotated[
+        str | None,
+        typer.Option(help="Store this secret in the secrets file; `-` reads it from standard input."),
+    ] = None,
+    generate: Annotated[bool, typer.Option(help="Make up a secret, store it and print it once.")] = False,
+    secret_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a secret that is valid now; give two while rotating. Unset: the source's name."),
+    ] = None,
+    auth: Annotated[str, typer.Option(help="signature, path_token, basic or header.")] = "signature",
+    header: Annotated[str | None, typer.Option(help="Header that carries the secret, with --auth header.")] = None,
+    public_url: Annotated[str | None, typer.Option(help="This source's address as the vendor calls it.")] = None,
+    priority: Annotated[int, typer.Option(help="Where sources differ on a field, the higher priority wins.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Add a source, or change it: the same command twice changes nothing. Says what is left to do at the vendor's side."""
+    from pydantic import ValidationError
+
+    from caudal import connectors, sources
+    from caudal.errors import BadSettings
+
+    configured = settings()
+    connectors.get(connector)
+    try:
+        source = sources.Source.model_validate(
+            {
+                "name": name,
+                "connector": connector,
+                "secrets": tuple(secret_name or ()),
+                "auth": auth,
+                "header": header,
+                "public_url": public_url,
+                "priority": priority,
+            }
+        )
+    except ValidationError as exc:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc']) or 'source'}: {e['msg']}"
+            for e in exc.errors(include_input=False, include_url=False)
+        )
+        raise BadSettings(f"source {name}: {faults}") from None
+    value = sys.stdin.readline().strip() if secret == "-" else secret  # noqa: S105 - the mark for standard input
+    generated = random.token_urlsafe(32) if generate and not value else None
+    changed = sources.add(configured, source)
+    if stored := value or generated:
+        sources.store_secret(configured, source.secrets[-1], stored)
+    answer = {
+        "name": name,
+        "connector": connector,
+        "changed": changed,
+        "address": _address(configured, source),
+        "secret_variables": [sources.secret_variable(each) for each in source.secrets],
+        "secret_set": _has_secret(configured, name),
+        **({"secret": generated} if generated else {}),
+    }
+    if as_json:
+        emit(answer)
+        return
+    print(f"{'saved' if changed else 'unchanged'}: {name} ({connector}) in {configured.config_file}")
+    print(f"send its webhooks to {answer['address']}")
+    if generated:
+        print(f"its secret, shown only now: {generated}")
+    elif not answer["secret_set"]:
+        note(f"its secret is missing: set {sources.secret_variable(source.secrets[0])}, or use --secret -")
+
+
+@app.command("list", epilog=examples("caudal sources list", "caudal sources list --json"))
+def list_(as_json: Json = False) -> None:
+    """List the sources, with where they send to and whether their secrets are there."""
+    from caudal import sources
+
+    configured = settings()
+    rows = [
+        {
+            "name": source.name,
+            "connector": source.connector,
+            "auth": source.auth,
+            "priority": source.priority,
+            "address": _address(configured, source),
+            "secrets": list(source.secrets),
+            "secret_set": _has_secret(configured, source.name),
+        }
+        for source in sources.load(configured).values()
+    ]
+    if as_json:
+        emit(rows)
+    else:
+        columns = ("name", "connector", "auth", "priority", "address", "secret_set")
+        table(columns, [[row[column] for column in columns] for row in rows])
+
+
+@app.command(epilog=examples("caudal sources remove shop-br"))
+def remove(name: Annotated[str, typer.Argument(help="The source's name.")]) -> None:
+    """Stop taking deliveries of a source; what it sent stays. Exit status 1 when there is no such source."""
+    from caudal import sources
+
+    if not sources.remove(settings(), name):
+        note(f"caudal: no source is named {name}")
+        raise typer.Exit(NEGATIVE)
+    note(f"{name} is removed; what it sent stays")
+
+
+def _address(configured: Settings, source: Source) -> str:
+    if source.public_url:
+        return source.public_url
+    base = configured.edge.public_url or f"http://{configured.edge.host}:{configured.edge.port}"
+    return f"{base.rstrip('/')}/in/{source.name}"
+
+
+def _has_secret(configured: Settings, name: str) -> bool:
+    from caudal import sources
+    from caudal.errors import BadSettings
+
+    try:
+        return bool(sources.load(configured).secrets(name))
+    except BadSettings:
+        return False
