@@ -89,12 +89,16 @@ METRICS = (
 """Every metric, for the docs page and its test."""
 
 
-def configure_logging(level: str = "info", *, json: bool | None = None) -> None:
-    """Send structlog and the standard library's loggers to standard error, JSON unless that is a terminal."""
+def configure_logging(level: str = "info", *, json: bool | None = None, **labels: str) -> None:
+    """Send structlog and the standard library's loggers to standard error, JSON unless that is a terminal.
+
+    `labels` stand in every line of structlog, whichever thread writes it (a context variable wouldn't reach all of them).
+    """
     as_json = not sys.stderr.isatty() if json is None else json
     renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[
+            lambda _logger, _method, event: {**labels, **event},
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
