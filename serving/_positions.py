@@ -1,0 +1,133 @@
+"""Read positions: which part of the log an answer reflects, and waiting until it reflects a given one."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from caudal.schemas import position
+from caudal.serving._problems import Problem
+from psycopg_pool import AsyncConnectionPool
+
+from caudal import kafka
+from caudal.postgres import translated
+from caudal.settings import KafkaSettings
+
+__all__ = ["Positions", "decode"]
+
+STREAMED = (kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS)
+"""Change topics. A row is committed before it is published, so every read reflects a position on them already."""
+
+_READ = """
+    SELECT topic, partition, next_offset, NULL::jsonb AS changes FROM hub.offsets WHERE topic = %(changes)s
+    UNION ALL
+    SELECT topic, partition, next_offset, changes FROM hub.translated
+"""
+
+
+def decode(token: str) -> position.Position:
+    """The vector of a token that a caller gave.
+
+    Raises:
+        Problem: 422, it is none.
+    """
+    try:
+        return position.decode(token)
+    except position.BadToken as exc:
+        raise Problem(422, "invalid_token_vector", str(exc)) from exc
+
+
+@dataclass
+class _Reached:
+    """What the projection and the translation have done."""
+
+    projected: dict[int, int] = field(default_factory=dict)
+    translated: dict[tuple[str, int], tuple[int, dict[int, int]]] = field(default_factory=dict)
+
+
+class _Goal:
+    """What a read waits for. A capture counts as reflected once the changes made of it are."""
+
+    def __init__(self, vector: position.Position) -> None:
+        self.changes = dict(vector.get(kafka.CHANGES, {}))
+        self.captures = {
+            (topic, partition): offset
+            for topic, partitions in vector.items()
+            if topic.startswith("capture.")
+            for partition, offset in partitions.items()
+        }
+        unknown = [t for t in vector if t not in {kafka.CHANGES, *STREAMED} and not t.startswith("capture.")]
+        if unknown:
+            raise Problem(422, "invalid_token_vector", "the token names topics that no read reflects")
+
+    def met(self, reached: _Reached) -> bool:
+        for capture, offset in list(self.captures.items()):
+            next_offset, changes = reached.translated.get(capture, (0, {}))
+            if next_offset >= offset:
+                # fixed at the first sight: the vector grows with every later capture, and chasing it might never end
+                for partition, change in changes.items():
+                    self.changes[partition] = max(change, self.changes.get(partition, 0))
+                del self.captures[capture]
+        return not self.captures and all(reached.projected.get(p, 0) >= o for p, o in self.changes.items())
+
+
+class Positions:
+    """Waits for positions; any number of waiting reads cost one query at a time."""
+
+    def __init__(self, pool: AsyncConnectionPool[Any], settings: KafkaSettings, wait_s: float) -> None:
+        self._pool = pool
+        self._prefix = settings.topic_prefix
+        self._changes = kafka.topic(settings, kafka.CHANGES)
+        self._wait_s = wait_s
+        self._reading: asyncio.Task[_Reached] | None = None
+
+    async def wait(self, minimum: position.Position) -> None:
+        """Return once a read that starts now reflects `minimum`.
+
+        Raises:
+            Problem: 409, it was not reached in time; the token reached is in the document.
+            DatabaseUnavailable: PostgreSQL can't be reached.
+        """
+        goal = _Goal(minimum)
+        deadline = asyncio.get_running_loop().time() + self._wait_s
+        pause_s = 0.002
+        while True:
+            reached = await self._read()
+            if goal.met(reached):
+                return
+            if asyncio.get_running_loop().time() + pause_s > deadline:
+                token = position.encode({kafka.CHANGES: reached.projected})
+                raise Problem(
+                    409,
+                    "token_not_reached",
+                    f"the views didn't reach the asked token within {self._wait_s:g} s; ask again, or read without it",
+                    headers={"caudal-token": token, "retry-after": "1"},
+                    token=token,
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, 0.02)
+
+    async def _read(self) -> _Reached:
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._query())
+            self._reading.add_done_callback(self._done)
+        return await asyncio.shield(self._reading)
+
+    def _done(self, task: asyncio.Task[_Reached]) -> None:
+        self._reading = None
+        if not task.cancelled():
+            task.exception()  # seen by whoever waits; nobody does when all of them hung up
+
+    async def _query(self) -> _Reached:
+        reached = _Reached()
+        with translated():
+            async with self._pool.connection(timeout=2) as conn:
+                rows = await (await conn.execute(_READ, {"changes": self._changes})).fetchall()
+        for topic, partition, next_offset, changes in rows:
+            if topic == self._changes:
+                reached.projected[partition] = next_offset
+            else:
+                made = {int(p): int(o) for p, o in (changes or {}).items()}
+                reached.translated[topic.removeprefix(self._prefix), partition] = (next_offset, made)
+        return reached

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+from caudal.schemas import position
+from caudal.serving import _read, build
+from caudal.serving._positions import _Goal, _Reached
+from caudal.serving._problems import Problem
+from caudal.serving._read import Cursor, Customers
+from fastapi.routing import APIRoute
+
+from caudal import access, kafka
+from caudal import settings as caudal_settings
+from caudal.access import Grant
+
+ID = "018f0000-0000-7000-8000-000000000001"
+TOKEN = "cdl_" + "A" * 43
+EVERYTHING = frozenset({"admin"})
+
+
+@pytest.fixture
+def app(tmp_path):
+    # nothing listens there: what is answered is answered without servers
+    return build(
+        caudal_settings.load(
+            home=tmp_path,
+            config_file=tmp_path / "caudal.toml",
+            kafka={"bootstrap_servers": "127.0.0.1:1"},
+            postgres={"dsn": "postgresql://127.0.0.1:1/none"},
+            registry={"url": "http://127.0.0.1:1"},
+        )
+    )
+
+
+@pytest.fixture
+async def http(app):
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+        yield client
+
+
+@pytest.fixture
+def may(monkeypatch):
+    """Make TOKEN valid, with the scopes given."""
+
+    def grant(scopes=EVERYTHING):
+        async def check(_self, token):
+            return Grant("tests", frozenset(scopes), None) if token == TOKEN else None
+
+        monkeypatch.setattr(access.Checker, "check", check)
+        return {"authorization": f"Bearer {TOKEN}"}
+
+    return grant
+
+
+def problem(answer, status, code):
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    document = answer.json()
+    assert document["status"] == status
+    assert document["code"] == code
+    assert document["type"] == f"urn:caudal:problem:{code}"
+    assert document["title"]
+    assert document["detail"]
+    return document
+
+
+async def test_no_route_but_health_and_ready_answers_without_a_token(app, http):
+    paths = [r.path for r in app.routes if isinstance(r, APIRoute)]
+    assert len(paths) >= 9
+    for path in paths:
+        answer = await http.get(path.replace("{customer_id}", ID))
+        if path in {"/health", "/ready"}:
+            assert answer.status_code in {200, 503}
+        else:
+            problem(answer, 401, "no_token")
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+async def test_health_tells_only_that_the_process_lives(http):
+    answer = await http.get("/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_a_wrong_token_is_refused(http, may):
+    may()
+    answer = await http.get(f"/customers/{ID}", headers={"authorization": "Bearer cdl_nope"})
+    problem(answer, 401, "invalid_token")
+    assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+
+
+@pytest.mark.parametrize(
+    ("path", "scope"),
+    [
+        (f"/customers/{ID}", "customers:read"),
+        (f"/customers/{ID}/timeline", "customers:read"),
+        ("/customers?email=a@example.com", "customers:read"),
+        ("/changes", "changes:read"),
+        ("/metrics", "metrics:read"),
+    ],
+)
+async def test_every_scope_is_asked_for(http, may, path, scope):
+    headers = may({s.value for s in access.Scope} - {scope, "admin"})
+    document = problem(await http.get(path, headers=headers), 403, "insufficient_scope")
+    assert scope in document["detail"]
+
+
+async def test_the_address_may_hold_the_token_only_where_browsers_cannot_set_headers(http, may):
+    may()
+    assert (await http.get("/docs", params={"token": TOKEN})).status_code == 200
+    assert (await http.get("/openapi.json", params={"token": TOKEN})).status_code == 200
+    problem(await http.get("/metrics", params={"token": TOKEN}), 401, "no_token")
+    problem(await http.get(f"/customers/{ID}", params={"token": TOKEN}), 401, "no_token")
+
+
+async def test_the_figures_are_in_the_format_of_prometheus(http, may):
+    answer = await http.get("/metrics", headers=may({"metrics:read"}))
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "caudal_stream_clients" in answer.text
+
+
+async def test_the_documentation_page_needs_no_other_server_and_holds_no_token(http, may):
+    answer = await http.get("/docs", params={"token": TOKEN})
+    may()
+    answer = await http.get("/docs", params={"token": TOKEN})
+    markup = answer.text.split("<script>")[0] + answer.text.rsplit("<script>", 1)[1]
+    assert "src=" not in markup
+    assert "http" not in markup.split("<style>")[0]
+    assert TOKEN not in answer.text
+    assert answer.text.count("</script>") == 2
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+async def test_the_openapi_document_lists_what_there_is(http, may):
+    document = (await http.get("/openapi.json", headers=may())).json()
+    assert set(document["paths"]) == {
+        "/health", "/ready", "/metrics", "/customers", "/customers/{customer_id}", "/customers/{customer_id}/timeline", "/changes",
+    }  # fmt: skip
+    assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    assert "text/event-stream" in document["paths"]["/changes"]["get"]["responses"]["200"]["content"]
+
+
+async def test_unknown_paths_and_methods_are_problems_too(http):
+    problem(await http.get("/nowhere"), 404, "not_found")
+    problem(await http.post("/customers"), 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/customers/not-an-id",
+        f"/customers/{ID}/timeline?limit=0",
+        f"/customers/{ID}/timeline?limit=501",
+        f"/customers/{ID}/timeline?kinds=order,nonsense",
+        f"/customers/{ID}/timeline?before=nonsense",
+        f"/customers/{ID}/timeline?before=2026-01-01T00:00:00",
+        "/customers",
+        "/customers?email=a@example.com&cpf=52998224725",
+        "/changes?topics=customer.changes",
+        "/changes?from=middle",
+        "/changes?customer=someone",
+    ],
+)
+async def test_parameters_that_do_not_fit_are_named(http, may, path):
+    problem(await http.get(path, headers=may()), 422, "invalid_parameters")
+
+
+@pytest.mark.parametrize("query", ["email=joana", "phone=12", "cpf=11111111111", "cnpj=00", "subject="])
+async def test_an_identifier_that_cannot_be_one_is_refused_without_repeating_it(http, may, query):
+    answer = await http.get(f"/customers?{query}", headers=may())
+    document = problem(answer, 422, "invalid_identifier")
+    assert query.split("=")[0] in document["detail"]
+
+
+async def test_a_faulty_value_is_not_repeated_in_the_answer(http, may):
+    answer = await http.get("/customers/joana@example.com", headers=may())
+    problem(answer, 422, "invalid_parameters")
+    assert "joana" not in answer.text
+
+
+@pytest.mark.parametrize("token", ["nonsense", position.encode({"some.topic": {0: 1}})])
+async def test_a_min_token_that_is_none_is_refused(http, may, token):
+    problem(await http.get(f"/customers/{ID}", params={"min-token": token}, headers=may()), 422, "invalid_token_vector")
+    problem(await http.get(f"/customers/{ID}", headers={**may(), "min-token": token}), 422, "invalid_token_vector")
+
+
+async def test_without_postgresql_reads_answer_503_and_ask_to_try_again(http):
+    answer = await http.get(f"/customers/{ID}", headers={"authorization": f"Bearer {TOKEN}"})
+    problem(answer, 503, "database_unavailable")
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_an_unexpected_error_is_a_problem_that_tells_no_values(http, may, monkeypatch, capsys):
+    async def fail(_self, _id):
+        raise RuntimeError("joana@example.com")
+
+    monkeypatch.setattr(Customers, "by_id", fail)
+    answer = await http.get(f"/customers/{ID}", headers=may())
+    problem(answer, 500, "internal_error")
+    printed = capsys.readouterr()
+    assert "joana" not in answer.text + printed.out + printed.err
+    assert "RuntimeError" in printed.out + printed.err
+
+
+async def test_a_browser_of_another_site_gets_no_permission(http, may):
+    answer = await http.get("/openapi.json", headers={**may(), "origin": "https://example.com"})
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_a_cursor_survives_its_way_to_the_caller_and_a_time_will_do_as_well():
+    at = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+    assert Cursor.decode(Cursor(at, "order:shop:7").encode()) == Cursor(at, "order:shop:7")
+    assert Cursor.decode(at.isoformat()) == Cursor(at, "")
+
+
+def test_the_lines_of_an_order_are_put_together_again():
+    item = {
+        "data": {
+            "number": "1001",
+            "line_ids": ["a", "b"],
+            "line_skus": ["S1", None],
+            "line_categories": ["shoes", "hats"],
+            "line_quantities": [1, 2],
+            "line_unit_prices_minor": [1000, 250],
+        }
+    }
+    assert _read._item(item)["data"] == {
+        "number": "1001",
+        "lines": [
+            {"line_id": "a", "sku": "S1", "category": "shoes", "quantity": 1, "unit_price_minor": 1000},
+            {"line_id": "b", "category": "hats", "quantity": 2, "unit_price_minor": 250},
+        ],
+    }
+
+
+def test_a_read_waits_for_every_partition_of_the_asked_changes():
+    goal = _Goal({kafka.CHANGES: {0: 5, 3: 2}})
+    assert not goal.met(_Reached({0: 9}))
+    assert not goal.met(_Reached({0: 4, 3: 2}))
+    assert goal.met(_Reached({0: 5, 3: 2}))
+
+
+def test_a_capture_is_reflected_once_the_changes_made_of_it_are():
+    goal = _Goal({"capture.shop": {1: 10}})
+    assert not goal.met(_Reached({0: 99}))
+    assert not goal.met(_Reached({0: 99}, {("capture.shop", 1): (9, {0: 50})}))
+    assert not goal.met(_Reached({0: 51}, {("capture.shop", 1): (10, {0: 60, 2: 1})}))
+    # later captures move the vector on; the read waits for the one it saw first
+    assert goal.met(_Reached({0: 60, 2: 1}, {("capture.shop", 1): (11, {0: 70, 2: 1})}))
+
+
+def test_a_position_of_the_stream_is_reflected_by_every_read():
+    assert _Goal({kafka.PROFILES: {0: 1000}}).met(_Reached())
+
+
+def test_a_token_of_foreign_topics_is_no_goal():
+    with pytest.raises(Problem, match="invalid_token_vector"):
+        _Goal({"other": {0: 1}})
