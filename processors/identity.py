@@ -193,7 +193,7 @@ class _Graph:
         wholes: dict[str, _Node] = {}
         for customer_id, customer in self.state.customers.items():
             if customer_id not in self.state.members:
-                values = {kind: set(values) for kind, values in customer.values.items()}
+                values = {kind: set(values) for kind, values in customer.values.items() if kind in self.limits}
                 wholes[customer_id] = node = _Node(customer_id, customer.created_at, customer_id, values=values)
                 self.nodes.append(node)
         for subject, known in self.state.subjects.items():
