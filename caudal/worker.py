@@ -1,0 +1,396 @@
+"""The worker: one Faust app whose agents translate captures and project changes, fed by pumps.
+
+Faust gives the agents, their supervision, timers, the health and metrics page, and the topic of operators' commands. Its own consumer
+carries nothing but those commands: it may be slow or lose its way, and the data path goes on (see processors/_pump.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import prometheus_client
+import uvloop
+
+from caudal import kafka, postgres, sources
+from caudal.errors import BadSettings, CaudalError, Fatal, Retryable
+from caudal.processors._pump import Feed, Partition, Pump, Stage
+from caudal.schemas.codec import Codec, Registry
+from caudal.settings import Settings
+from caudal.telemetry import Log, logger
+
+if TYPE_CHECKING:
+    from caudal.projections._runner import Runner
+
+__all__ = ["ROLES", "run"]
+
+ROLES = ("translate", "project")
+COMMANDS = ("pause", "resume")
+CAPTURES_MAX = 2_000
+"""Most captures of one batch: a capture holds a whole delivery, of some kilobytes, and bounds the worker's memory."""
+STOP_S = 20.0
+
+
+def run(settings: Settings, *, roles: Sequence[str] = ROLES) -> None:
+    """Run a worker until SIGTERM or SIGINT; what is being applied is finished first. Call it in the main thread.
+
+    Args:
+        settings: resolved settings (servers known), schema hub migrated.
+        roles: which of `ROLES` to run.
+
+    Raises:
+        Fatal: something that only a human can mend.
+        Retryable: a server that is needed to start can't be reached.
+    """
+    unknown = set(roles) - set(ROLES)
+    if unknown or not roles:
+        raise BadSettings(f"no worker role is named {', '.join(sorted(unknown)) or 'so'}", hint=" or ".join(ROLES))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_Worker(settings, roles).run())
+
+
+class _Worker:
+    def __init__(self, settings: Settings, roles: Sequence[str]) -> None:
+        self._settings = settings
+        self._roles = roles
+        self._stages: dict[str, Stage[Any]] = {}
+        self._pumps: dict[str, Pump[Any]] = {}
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = loop.create_future()
+        self._control = _Control(self._settings)
+        with _signals(loop, self._end), _quiet():
+            codec = Codec(Registry(self._settings))
+            for role in self._roles:
+                self._stages[role] = await asyncio.to_thread(_STAGES[role], self._settings, codec)
+            with tempfile.TemporaryDirectory(prefix="caudal-worker-") as folder:
+                app, address = self._app(folder)
+                running = asyncio.ensure_future(self._run_app(app))
+                try:
+                    for pump in self._pumps.values():
+                        await pump.start()
+                    logger().info(Log.PROCESS_STARTED, process="worker", roles=list(self._roles), web=address)
+                    await self._ended
+                finally:
+                    for pump in self._pumps.values():
+                        await pump.stop()
+                    await self._stop_app(app, running)
+                    for stage in self._stages.values():
+                        await asyncio.to_thread(stage.close)
+                    await asyncio.to_thread(self._control.close)
+                    logger().info(Log.PROCESS_STOPPED, process="worker")
+
+    def _end(self, reason: BaseException | None = None) -> None:
+        if not self._ended.done():
+            if reason is None:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(reason)
+
+    async def _run_app(self, app: Any) -> None:
+        """Start the app, and end the worker when it crashes."""
+        try:
+            await app.start()
+            await app.wait_until_stopped()
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            self._end(Fatal(f"the Faust app could not start: {type(exc).__name__}"))
+            raise
+        if app.crash_reason is not None:
+            self._end(Fatal(f"the Faust app crashed: {type(app.crash_reason).__name__}"))
+
+    @staticmethod
+    async def _stop_app(app: Any, running: asyncio.Future[None]) -> None:
+        try:
+            async with asyncio.timeout(STOP_S):
+                await app.stop()
+        except TimeoutError:
+            logger().warning(Log.PROCESS_FAILED, process="worker", step="stop")
+        running.cancel()
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # told by _run_app
+
+    def _app(self, folder: str) -> tuple[Any, str]:
+        """The Faust app with its agents, pages and timers, not started; and the address of its page."""
+        faust = _import_faust()
+        port = _free_port(self._settings.worker.web_port)
+        app = faust.App(
+            f"{self._settings.kafka.topic_prefix}caudal.worker",
+            **_broker(faust, self._settings),
+            datadir=folder,
+            store="memory://",
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            topic_partitions=1,
+            stream_wait_empty=False,
+            web_enabled=True,
+            web_bind="127.0.0.1",
+            web_host="127.0.0.1",
+            web_port=port,
+            web_in_thread=False,
+            logging_config=None,
+        )
+        for role in self._roles:
+            self._add_agent(faust, app, role)
+        self._add_commands(app)
+        self._add_page(app)
+        app.timer(1.0)(self._look_around)
+        return app, f"http://127.0.0.1:{port}"
+
+    def _add_agent(self, faust: Any, app: Any, role: str) -> None:
+        channel = _channel_class(faust)(app)
+        settings = self._settings.kafka
+        topics = {"translate": _pattern(settings.topic_prefix), "project": kafka.topic(settings, kafka.CHANGES)}
+        pump = self._pumps[role] = Pump(
+            self._settings,
+            name=role,
+            topics=[topics[role]],
+            stage=self._stages[role],
+            deliver=lambda feed: channel.send(value=feed),
+            batch_max=min(self._settings.worker.batch_max_events, CAPTURES_MAX if role == "translate" else sys.maxsize),
+            failed=self._end,
+        )
+        thread = ThreadPoolExecutor(1, thread_name_prefix=role)
+
+        @app.agent(channel, name=f"caudal.{role}")  # type: ignore[untyped-decorator]
+        async def agent(feeds: Any) -> None:
+            pump.attach()
+            loop = asyncio.get_running_loop()
+            feed: Feed[Any]
+            async for feed in feeds:
+                try:
+                    await loop.run_in_executor(thread, pump.run, feed)
+                except Fatal as exc:
+                    self._end(exc)
+                except Exception as exc:
+                    # Faust starts the agent anew, which reads again from what is stored
+                    logger().exception(Log.PROCESS_FAILED, process="worker", step=role, error=type(exc).__name__)
+                    await asyncio.sleep(1)
+                    raise
+
+    def _add_commands(self, app: Any) -> None:
+        topic = app.topic(
+            kafka.topic(self._settings.kafka, kafka.COMMANDS), value_type=bytes, value_serializer="raw", internal=False
+        )
+
+        @app.agent(topic, name="caudal.commands")  # type: ignore[untyped-decorator]
+        async def commands(values: Any) -> None:
+            async for value in values:
+                command, roles = parse_command(value)
+                logger().info(Log.COMMAND_RECEIVED, command=command or "unknown", roles=list(roles))
+                if command is not None:
+                    try:
+                        await asyncio.to_thread(self._control.set_paused, roles, command == "pause")
+                    except Retryable as exc:
+                        logger().warning(Log.BATCH_RETRIED, step="commands", code=exc.code)
+
+    @staticmethod
+    def _add_page(app: Any) -> None:
+        @app.page("/metrics/")  # type: ignore[untyped-decorator]
+        async def metrics(web: Any, _request: Any) -> Any:
+            return web.bytes(prometheus_client.generate_latest(), content_type="text/plain; version=0.0.4")
+
+        @app.page("/health/")  # type: ignore[untyped-decorator]
+        async def health(web: Any, _request: Any) -> Any:
+            return web.json({"status": "ok"})
+
+    async def _look_around(self) -> None:
+        """Every second: what operators want, and how far behind this worker is."""
+        try:
+            paused = await asyncio.to_thread(self._control.paused)
+        except CaudalError as exc:
+            logger().warning(Log.SERVER_UNREACHABLE, server="postgres", code=exc.code)
+            return
+        for role, pump in self._pumps.items():
+            pump.pause(role in paused)
+            await asyncio.to_thread(pump.measure_lag)
+
+
+class _Control:
+    """What operators want of the workers, in hub.control."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._db: Any = None
+
+    def paused(self) -> set[str]:
+        """The roles that shall not run."""
+        rows = self._execute(
+            "SELECT key FROM hub.control WHERE key = ANY(%s) AND value = 'true'", ([f"{r}.paused" for r in ROLES],)
+        )
+        return {key.removesuffix(".paused") for (key,) in rows.fetchall()}
+
+    def set_paused(self, roles: Sequence[str], paused: bool) -> None:
+        """Remember what is wanted of the roles, for all workers and for those that start later."""
+        self._execute(
+            """INSERT INTO hub.control (key, value) SELECT key, %s::jsonb FROM unnest(%s::text[]) key
+               ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value, changed_at = now()""",
+            ("true" if paused else "false", [f"{role}.paused" for role in roles]),
+        )
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+
+    def _execute(self, statement: str, values: tuple[Any, ...]) -> Any:
+        if self._db is None or self._db.closed:
+            self._db = postgres.connect(self._settings.postgres, role="worker")
+        try:
+            with postgres.translated():
+                return self._db.execute(statement, values)
+        except Retryable:
+            self._db.close()
+            raise
+
+
+def parse_command(value: bytes) -> tuple[str | None, tuple[str, ...]]:
+    """An operator's command, `{"command": "pause" | "resume", "role": "translate" | "project"}`; no role means both."""
+    try:
+        stated = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return None, ()
+    if not isinstance(stated, dict) or stated.get("command") not in COMMANDS:
+        return None, ()
+    role = stated.get("role")
+    if role is not None and role not in ROLES:
+        return None, ()
+    return stated["command"], ROLES if role is None else (role,)
+
+
+class _Projecting:
+    """The projection's runner as a stage."""
+
+    def __init__(self, runner: Runner, topic: str) -> None:
+        self._runner = runner
+        self._topic = topic
+        self.prepare = runner.decode
+        self.apply = runner.apply
+        self.idle = runner.idle
+        self.close = runner.close
+
+    def positions(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        numbers = [number for _, number in partitions]
+        stored = self._runner.positions(numbers)
+        self._runner.recover(numbers)
+        return {(self._topic, number): offset for number, offset in stored.items()}
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        self._runner.revoked([number for _, number in partitions])
+
+
+def _translating(settings: Settings, codec: Codec) -> Stage[Any]:
+    from caudal.processors.translate import Translator
+
+    return Translator(settings, codec)
+
+
+def _projecting(settings: Settings, codec: Codec) -> Stage[Any]:
+    from caudal.projections import Runner
+
+    priorities = {name: source.priority for name, source in sources.load(settings).items()}
+    return _Projecting(Runner(settings, codec, priorities=priorities), kafka.topic(settings.kafka, kafka.CHANGES))
+
+
+_STAGES: dict[str, Callable[[Settings, Codec], Stage[Any]]] = {"translate": _translating, "project": _projecting}
+
+
+def _pattern(prefix: str) -> str:
+    """The capture topics as librdkafka's regular expression."""
+    return "^" + f"{prefix}capture.".replace(".", "\\.") + ".*"
+
+
+def _channel_class(faust: Any) -> Any:
+    """A channel whose queue Faust's flow control leaves alone: that one follows the state of Faust's own consumer."""
+    from mode.utils.queues import ThrowableQueue
+
+    class BatchChannel(faust.Channel):  # type: ignore[misc]  # faust is imported when it is needed
+        @property
+        def queue(self) -> Any:
+            if self._queue is None:
+                self._queue = ThrowableQueue(maxsize=0)  # the pump bounds what is under way
+            return self._queue
+
+    return BatchChannel
+
+
+def _import_faust() -> Any:
+    argv, sys.argv = sys.argv, sys.argv[:1]  # it looks there for options of its own command
+    try:
+        import faust
+    finally:
+        sys.argv = argv
+    return faust
+
+
+def _broker(faust: Any, settings: Settings) -> dict[str, Any]:
+    """Librdkafka's options for Faust's driver: brokers, TLS with a CA, and SASL with a password."""
+    conf = kafka.options(settings.kafka)
+    servers = str(conf["bootstrap.servers"]).split(",")
+    options: dict[str, Any] = {"broker": ";".join(f"kafka://{server.strip()}" for server in servers)}
+    protocol = str(conf.get("security.protocol", "plaintext")).lower()
+    context = None
+    if protocol.endswith("ssl"):
+        context = ssl.create_default_context(cafile=conf.get("ssl.ca.location"))
+        if certificate := conf.get("ssl.certificate.location"):
+            context.load_cert_chain(certificate, conf.get("ssl.key.location"), conf.get("ssl.key.password"))
+    if protocol.startswith("sasl"):
+        options["broker_credentials"] = faust.SASLCredentials(
+            username=conf.get("sasl.username"),
+            password=conf.get("sasl.password"),
+            mechanism=conf.get("sasl.mechanism", conf.get("sasl.mechanisms", "PLAIN")),
+            ssl_context=context,
+        )
+    elif context is not None:
+        options["broker_credentials"] = faust.SSLCredentials(context)
+    return options
+
+
+def _free_port(wanted: int) -> int:
+    """The wanted port, or any free one when it is 0 or taken (by another worker of this machine)."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise Fatal("no port of this machine is free")
+
+
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Iterator[None]:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Faust and its driver tell their whole life; what matters of it is logged here."""
+    loggers = [logging.getLogger(name) for name in ("faust", "mode", "aiokafka", "kafka")]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
