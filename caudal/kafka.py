@@ -166,7 +166,8 @@ def end_offsets(settings: KafkaSettings, names: Iterable[str]) -> dict[str, dict
     wanted = [TopicPartition(name, partition) for name in names for partition in range(counts.get(name, 0))]
     ends: dict[str, dict[int, int]] = {}
     latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # confluent-kafka has no annotation there
-    futures = admin(settings).list_offsets(dict.fromkeys(wanted, latest)) if wanted else {}
+    client = admin(settings)  # kept in a variable: no future resolves once its client is gone
+    futures = client.list_offsets(dict.fromkeys(wanted, latest)) if wanted else {}
     try:
         for place, future in futures.items():
             ends.setdefault(place.topic, {})[place.partition] = future.result().offset

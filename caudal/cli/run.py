@@ -49,12 +49,11 @@ def run(
 
 def _tree(configured: Settings, workers: int) -> None:
     from caudal import embedded, standing
-    from caudal.cli.servers import starting
     from caudal.supervisor import Supervisor, members
 
     were_up = any(server.embedded and server.state == "running" for server in embedded.status(configured))
     try:
-        standing.prepare(embedded.ensure(configured, starting))
+        standing.prepare(embedded.ensure(configured, note))
         note(f"edge http://{configured.edge.host}:{configured.edge.port}/in/<source>")
         note(f"API  http://{configured.serving.host}:{configured.serving.port}/docs")
         Supervisor(members(workers)).run()

@@ -12,7 +12,7 @@ from caudal.cli._output import UNAVAILABLE, Json, emit, examples, note, settings
 if TYPE_CHECKING:
     from caudal.embedded import ServerStatus
 
-__all__ = ["register", "starting"]
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def up(as_json: Json = False) -> None:
     from caudal import embedded, standing
 
     configured = settings()
-    standing.prepare(embedded.ensure(configured, starting))
+    standing.prepare(embedded.ensure(configured, note))
     _print_servers(embedded.status(configured), as_json=as_json)
 
 
@@ -67,11 +67,6 @@ def status(as_json: Json = False) -> None:
             table(("source", "connector", "captures"), [tuple(source.values()) for source in where["sources"]])
     if not healthy:
         raise typer.Exit(UNAVAILABLE)
-
-
-def starting(server: str) -> None:
-    """Tell the person which server is being started."""
-    note(f"starting {server}")
 
 
 def _print_servers(servers: list[ServerStatus], *, as_json: bool) -> None:
