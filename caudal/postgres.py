@@ -55,7 +55,9 @@ def pool(settings: PostgresSettings, *, role: str) -> AsyncConnectionPool[psycop
         kwargs={
             "autocommit": True,
             "application_name": f"caudal {role}",
-            "options": f"-c timezone=UTC -c jit=off -c statement_timeout={timeout_ms}",
+            "prepare_threshold": 0,
+            # planning the API's wide statements takes several times as long as running them: one plan each, made once
+            "options": f"-c timezone=UTC -c jit=off -c plan_cache_mode=force_generic_plan -c statement_timeout={timeout_ms}",
         },
     )
 

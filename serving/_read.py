@@ -34,7 +34,7 @@ _ATTRIBUTES = """
     FROM live.links s JOIN live.profile_attributes a USING (subject)
     WHERE s.customer_id = ids.customer_id AND a.value IS NOT NULL
       AND (s.deleted_at IS NULL OR a.occurred_at > greatest(s.deleted_at, s.erased_at))
-    ORDER BY a.name, {priority} DESC, a.occurred_at DESC, a.captured_at DESC, a.event_id DESC
+    ORDER BY a.name, ({priority})::int DESC, a.occurred_at DESC, a.captured_at DESC, a.event_id DESC
 """
 
 _CUSTOMERS = """
@@ -102,8 +102,7 @@ _HIDDEN = ("source", "subject", "occurred_at", "captured_at", "event_id", "state
 """Columns that an item shows elsewhere, or not at all."""
 
 _LINKS = """
-    SELECT subject, source, customer_id, link_seq, erased_at IS NOT NULL AS erased, greatest(deleted_at, erased_at) AS gone_at
-    FROM live.links
+    SELECT subject, source, customer_id, link_seq, erased_at, greatest(deleted_at, erased_at) AS gone_at FROM live.links
 """
 
 
@@ -112,7 +111,7 @@ def _branch(kind: str) -> str:
     if kind == "link":
         item, at = "'link:' || t.subject", "t.linked_at"
         tables = "links s JOIN hub.subjects t USING (subject, customer_id, link_seq)"
-        source, where = "s.source", "true"
+        source, where = "s.source", "(s.erased_at IS NULL OR t.linked_at > s.erased_at)"
     else:
         fact = _FACTS[kind]
         item, at = f"'{kind}:' || {fact.id}", fact.at
@@ -134,7 +133,8 @@ def _timeline(kinds: Collection[str]) -> str:
     branches = " UNION ALL ".join(_branch(kind) for kind in KINDS if kind in kinds)
     return f"""
         WITH links AS MATERIALIZED ({_LINKS} WHERE customer_id = %(customer_id)s), items AS ({branches})
-        SELECT {_OFFSETS}, (SELECT count(*) FROM links), (SELECT bool_and(erased) FROM links),
+        SELECT {_OFFSETS}, (SELECT count(*) FROM links), (SELECT bool_and(erased_at IS NOT NULL) FROM links)
+                   AND NOT EXISTS (SELECT FROM live.profiles WHERE customer_id = %(customer_id)s),
                (SELECT jsonb_agg(to_jsonb(i) ORDER BY i.at DESC, i.id DESC)
                 FROM (SELECT * FROM items ORDER BY at DESC, id DESC LIMIT %(limit)s) i)"""
 
@@ -226,7 +226,8 @@ class Customers:
         with translated():
             async with self._pool.connection(timeout=2) as conn:
                 cursor = await conn.execute(self._statements[ids], {"changes": self._changes, **parameters})
-                return await cursor.fetchall()
+                rows: list[tuple[Any, ...]] = await cursor.fetchall()
+        return rows
 
 
 class Timeline:
@@ -255,7 +256,7 @@ class Timeline:
         offsets, subjects, erased, found = row
         if not subjects:
             return await went_to(self._pool, self._changes, customer_id)
-        if erased and not found and before is None:
+        if erased:
             return Missing(_token(offsets), erased=True)
         items = [_item(i) for i in (found or [])[:limit]]
         more = len(found or []) > limit
