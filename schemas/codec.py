@@ -103,7 +103,8 @@ class Codec:
         """Each row as a message on `topic` (full name). The batch has the record's columns, in any order.
 
         Raises:
-            pa.ArrowInvalid: the columns don't fit the schema.
+            KeyError: a column is missing.
+            pa.ArrowInvalid: a column doesn't fit the schema.
             RegistryUnavailable: the schema's id isn't known yet and the registry can't be reached.
         """
         encoder = self._encoders.get(record)
