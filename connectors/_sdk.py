@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar, get_type_hints
 
@@ -296,19 +297,24 @@ def _shown(kind: str | None) -> str:
 
 def _faults(exc: ValidationError, model: type[BaseModel] | None) -> str:
     """What pydantic found, without any value: keys of the payload are told only where they are fields of the model."""
-    known = _field_names(model.model_json_schema()) if model is not None else frozenset()
+    known = _fields_of(model) if model is not None else frozenset()
     return "; ".join(
         f"{'.'.join(str(part) if isinstance(part, int) or part in known else '*' for part in e['loc'])}: {e['msg']}"
         for e in exc.errors(include_input=False, include_url=False, include_context=False)[:5]
     )
 
 
-def _field_names(schema: Any) -> frozenset[str]:
+@cache
+def _fields_of(model: type[BaseModel]) -> frozenset[str]:
+    return _properties(model.model_json_schema())
+
+
+def _properties(schema: Any) -> frozenset[str]:
     if isinstance(schema, list):
-        return frozenset().union(*map(_field_names, schema))
+        return frozenset().union(*map(_properties, schema))
     if not isinstance(schema, dict):
         return frozenset()
-    return frozenset(schema.get("properties", ())).union(*map(_field_names, schema.values()))
+    return frozenset(schema.get("properties", ())).union(*map(_properties, schema.values()))
 
 
 def _place(exc: BaseException) -> str:

@@ -527,6 +527,7 @@ class Order(Sale):
     cancel_reason: str | None = None
     financial_status: str | None = None
     fulfillment_status: str | None = None
+    total_price_set: MoneySet | None = None
     refunds: tuple[RefundItem, ...] | None = None
 
 
@@ -569,18 +570,17 @@ def _guest(sale: Sale, who: str, known: tuple[Identifier, ...], at: datetime) ->
         return
     address = sale.billing_address or sale.shipping_address or Address()
     given, family = address.first_name, address.last_name
-    yield ProfileStated(
-        subject=who,
-        occurred_at=at,
-        identifiers=known,
-        name=_full_name(given, family) or address.name,
-        given_name=given,
-        family_name=family,
-        email=sale.email or sale.contact_email,
-        phone=sale.phone or address.phone,
-        language=sale.customer_locale,
-        **_address(address) | _documents(sale),
-    )
+    stated: dict[str, Any] = {
+        "name": _full_name(given, family) or address.name,
+        "given_name": given,
+        "family_name": family,
+        "email": sale.email or sale.contact_email,
+        "phone": sale.phone or address.phone,
+        "language": sale.customer_locale,
+    }
+    stated |= _address(address) | _documents(sale)
+    if any(stated.values()):
+        yield ProfileStated(subject=who, occurred_at=at, identifiers=known, **stated)
 
 
 def _shop(money: MoneySet | None) -> Decimal | None:
@@ -674,7 +674,7 @@ def order_stated(o: Order, source: str, delivery: Delivery) -> Iterator[Event]:
     fulfilment = None
     if "fulfillment_status" in o.model_fields_set:
         fulfilment = _FULFILMENT.get(o.fulfillment_status, o.fulfillment_status)
-    refunds = (_refund(refund, o.currency, at) for refund in o.refunds or ())
+    refunds = (_refund(refund, at, o) for refund in o.refunds or ())
     yield from _sale_stated(
         o,
         source,
@@ -752,42 +752,47 @@ def draft_deleted(d: Reference, source: str, delivery: Delivery) -> Iterator[Eve
 # --- refunds, returns, disputes, fulfilments: known by their order's id --------------------------------------------------------
 
 
-def _refund(r: RefundItem, order_currency: str | None, at: datetime) -> Refund | None:
-    """The money of a refund in the currency it was paid in. Without a currency there was none: an edited or restocked order."""
+def _refund(r: RefundItem, at: datetime, order: Order | None = None) -> Refund | None:
+    """The money of a refund in the shop's currency. Without any currency there was none: an edited or restocked order."""
     paid = [t for t in r.transactions or () if t.kind == "refund" and t.status in {None, "success", "pending"}]
-    sets = [line.subtotal_set for line in r.refund_line_items or () if line.subtotal_set]
-    currency = next((t.currency for t in paid if t.currency), None) or order_currency
-    currency = currency or next((s.shop_money.currency_code for s in sets if s.shop_money), None)
+    sets = [line.subtotal_set for line in r.refund_line_items or ()] + [order.total_price_set if order else None]
+    pairs = [(s.shop_money, s.presentment_money) for s in sets if s and s.shop_money and s.presentment_money]
+    amount, currency = _total(t.amount for t in paid), next((t.currency for t in paid if t.currency), None)
+    shops = (order.currency if order else None) or next(
+        (shop.currency_code for shop, _ in pairs if shop.currency_code), currency
+    )
+    if currency and currency != shops:
+        # transactions are in the buyer's currency; the refund's own amounts tell the rate
+        rated = [(shop.amount, buyer.amount) for shop, buyer in pairs if buyer.currency_code == currency]
+        buyers = _total(amount for _, amount in rated)
+        if buyers:
+            amount, currency = amount * _total(amount for amount, _ in rated) / buyers, shops
+    currency = currency or shops
     if currency is None:
         return None
     lines = (
         RefundLine(
             line_id=line.line_item_id,
             quantity=line.quantity,
-            amount_minor=minor(_in_currency(line.subtotal_set, currency) or line.subtotal, currency) or 0,
+            amount_minor=minor(_shop(line.subtotal_set) or line.subtotal, currency) or 0,
         )
         for line in r.refund_line_items or ()
     )
     return Refund(
         refund_id=r.id,
         refunded_at=r.processed_at or r.created_at or at,
-        amount_minor=minor(_total(t.amount for t in paid), currency) or 0,
+        amount_minor=minor(amount, currency) or 0,
         currency=currency,
         reason=r.note,
         lines=tuple(lines),
     )
 
 
-def _in_currency(money: MoneySet | None, currency: str) -> Decimal | None:
-    both = (money.shop_money, money.presentment_money) if money else ()
-    return next((m.amount for m in both if m and m.currency_code == currency), None)
-
-
 @connector.on("refunds/create")
 def refund_stated(r: RefundItem, source: str, delivery: Delivery) -> Iterator[Event]:
     at = r.processed_at or r.created_at or _triggered_at(delivery)
     who = subject(source, "order", r.order_id)
-    if r.order_id and (refund := _refund(r, None, at)):
+    if r.order_id and (refund := _refund(r, at)):
         yield OrderStated(subject=who, occurred_at=at, order_id=r.order_id, refunds=(refund,))
 
 
