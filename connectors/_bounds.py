@@ -42,16 +42,19 @@ _T = TypeVar("_T", bound="DataclassInstance")
 Check = Callable[[Any], Any]
 
 
-def within_bounds(record: _T) -> _T:
+def within_bounds(record: _T, **changed: Any) -> _T:
     """The record with text cleaned and times in UTC.
+
+    Args:
+        record: an event or a part of one.
+        changed: fields to set on the way, taken as they are (one copy instead of two).
 
     Raises:
         MissingField: a field that the event can't do without is empty.
         UnusableEvent: a value has the wrong type or can't be stored.
     """
-    changed: dict[str, Any] = {}
     for name, check, optional in _checks(type(record)):
-        value = getattr(record, name)
+        value = changed[name] if name in changed else getattr(record, name)
         if value is None:
             if not optional:
                 raise MissingField(f"{type(record).__name__}: {name} is missing")

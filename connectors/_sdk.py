@@ -98,15 +98,15 @@ def _exact_id(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
-def _aware(value: datetime) -> datetime:
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+def _in_utc(value: datetime) -> datetime:
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 Id = Annotated[str, BeforeValidator(_exact_id), WithJsonSchema({"type": "string"})]
 """A payload field with a vendor's id, as text, exact: whole numbers of any size and texts, never a float."""
 
-Instant = Annotated[datetime, AfterValidator(_aware)]
-"""A payload field with a time; one without an offset is UTC."""
+Instant = Annotated[datetime, AfterValidator(_in_utc)]
+"""A payload field with a time, brought to UTC; one without an offset is UTC already."""
 
 
 def subject(source: str, kind: str, id_: object) -> str:
@@ -212,7 +212,9 @@ class Connector:
             delivery_id = self.delivery_id(headers, body)
         except Exception:
             kind, delivery_id = None, None
-        return delivery_id or hashlib.sha256((kind or "").encode() + b"\n" + body).hexdigest()[:32], kind
+        return delivery_id or hashlib.sha256((kind or "").encode("utf-8", "surrogatepass") + b"\n" + body).hexdigest()[
+            :32
+        ], kind
 
     def translate(self, delivery: Delivery) -> list[Event]:
         """The canonical events of one delivery, headers filled in. Pure: the same delivery gives equal events.
@@ -221,12 +223,13 @@ class Connector:
             InvalidPayload: the body isn't what the vendor's format says.
             MissingField: something that the event can't do without is absent.
             UnknownKind: neither a registered nor an ignored kind.
+            UnusableEvent: a value of an event can't be stored.
         """
         delivery_id, kind = delivery.delivery_id, delivery.kind
         if not delivery_id or kind is None:
             found_id, found_kind = self.key(delivery.headers, delivery.body)
-            delivery_id, kind = delivery_id or found_id, kind if kind is not None else found_kind
-        delivery = replace(delivery, delivery_id=delivery_id, kind=kind)
+            kind = found_kind if kind is None else kind
+            delivery = replace(delivery, delivery_id=delivery_id or found_id, kind=kind)
         events: list[Event] = []
         try:
             for item_kind, item_id, value in (self.split or _whole)(delivery):
@@ -255,13 +258,11 @@ class Connector:
         for position, event in enumerate(function(payload, delivery.source, delivery)):
             event_id = uuid.uuid5(EVENT_NAMESPACE, f"{delivery.source}\n{item_id}\n{position}")
             yield within_bounds(
-                replace(
-                    event,
-                    event_id=str(event_id),
-                    source=delivery.source,
-                    captured_at=delivery.captured_at,
-                    identifiers=tuple(dict.fromkeys(i for i in event.identifiers if i.value)),
-                )
+                event,
+                event_id=str(event_id),
+                source=delivery.source,
+                captured_at=delivery.captured_at,
+                identifiers=tuple(dict.fromkeys(i for i in event.identifiers if i.value)),
             )
 
     def _model_of(self, exc: ValidationError) -> type[BaseModel] | None:

@@ -146,10 +146,12 @@ def test_an_unknown_kind_is_poison_with_a_hint(name: str) -> None:
 def test_a_damaged_payload_raises_only_poison_and_tells_nothing_of_it(path: Path) -> None:
     connector, original = registry()[path.parent.name], copy.deepcopy(sample(path)["delivery"]["body"])
     secrets = {text for text in texts(original) if re.search(r"@|\d{5}| ", text)} | {"canary"}
+    sound = connector.translate(delivery(path))
     for damaged in mutations(original):
         events, error = attempt(connector, delivery(path, damaged))
         for event in events:
-            round_trip(event)
+            if event not in sound:
+                round_trip(event)
         if error:
             assert [text for text in secrets if text in str(error)] == []
             assert error.__cause__ is None  # whoever logs the error with its causes must not log the payload
