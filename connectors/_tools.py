@@ -110,7 +110,8 @@ def as_json(record: Any) -> dict[str, Any]:
             and not (field.name == "link_seq" and value == 0)
             and not (field.name == "captured_at" and value == EPOCH)
         ):
-            shown[field.name] = _plain(value)
+            # a ticket has a type of its own (question, incident, …)
+            shown["ticket_type" if "type" in shown and field.name == "type" else field.name] = _plain(value)
     return shown
 
 

@@ -145,7 +145,7 @@ def _split(delivery: Delivery) -> Iterator[Item]:
 
 
 def _kind(kind: object, item: Mapping[str, Any]) -> str:
-    if not isinstance(kind, str):
+    if not isinstance(kind, str) or not re.fullmatch(r"[A-Za-z_]+\.[A-Za-z_]+", kind):
         raise UnknownKind("hubspot: a notice names no subscriptionType")
     name, _, verb = kind.partition(".")
     if name != "object":
@@ -583,7 +583,7 @@ def _ticket_fields(properties: Mapping[str, str]) -> dict[str, Any]:
         "hs_ticket_category": "type",
         "source_type": "channel",
         "hubspot_owner_id": "assignee",
-        "hubspot_team_id": "group",
+        "hubspot_team_id": "team",
     }
     stated, cleared = _texts(properties, texts)
     for field, words in (("priority", _PRIORITIES), ("type", {}), ("channel", _CHANNELS)):

@@ -59,7 +59,7 @@ TICKET_TEMPLATE = """\
     "ticket_type": "{{ticket.ticket_type}}",
     "via": "{{ticket.via}}",
     "tags": "{{ticket.tags}}",
-    "group": "{{ticket.group.name}}",
+    "group_id": "{{ticket.group.id}}",
     "assignee_id": "{{ticket.assignee.id}}",
     "brand": "{{ticket.brand.name}}",
     "created_at": "{{ticket.created_at_with_timestamp}}",
@@ -231,7 +231,7 @@ class TriggerTicket(Payload):
     ticket_type: Text = None
     via: Text = None
     tags: Words = None
-    group: Text = None
+    group_id: OptionalId = None
     assignee_id: OptionalId = None
     brand: Text = None
     satisfaction: Satisfaction = Satisfaction()
@@ -248,7 +248,8 @@ def _kind_of(body: Any) -> str | None:
         return None
     kind = body.get("type")
     if isinstance(kind, str) and kind:
-        return _bare(kind)
+        # an author's own text in a trigger's body is no kind, and may be anything
+        return _bare(kind) if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", _bare(kind)) else None
     for name in ("ticket", "user"):
         if isinstance(body.get(f"{name}s"), list):
             return name
@@ -342,7 +343,7 @@ _CHANGED = {
     "ticket.type_changed": "type",
     "ticket.subject_changed": "title",
     "ticket.agent_assignment_changed": "assignee",
-    "ticket.group_assignment_changed": "group",
+    "ticket.group_assignment_changed": "team",
 }
 
 
@@ -441,7 +442,7 @@ def ticket_stated(ticket: Ticket, source: str) -> Iterator[Event]:
     if at is None:
         raise MissingField("zendesk: a ticket has no updated_at")
     cleared = empties(
-        ticket, title="subject", priority="priority", type="type", assignee="assignee_id", group="group_id"
+        ticket, title="subject", priority="priority", type="type", assignee="assignee_id", team="group_id"
     )
     stated = _ticket(source, ticket, at, cleared=cleared)
     rating = ticket.satisfaction_rating
@@ -465,7 +466,7 @@ def ticket_told(ticket: TriggerTicket, source: str, delivery: Delivery) -> Itera
         type=ticket.ticket_type,
         tags=ticket.tags,
         assignee_id=ticket.assignee_id,
-        group_id=ticket.group,
+        group_id=ticket.group_id,
         via=Via(channel=ticket.via),
         created_at=ticket.created_at,
     )
@@ -485,7 +486,7 @@ def _ticket(source: str, ticket: Ticket, at: datetime, **changes: Any) -> Ticket
         "channel": _channel(ticket.via.channel if ticket.via else None),
         "tags": ticket.tags,
         "assignee": ticket.assignee_id,
-        "group": ticket.group_id,
+        "team": ticket.group_id,
         "opened_at": ticket.created_at,
     }
     return TicketStated(subject=_person(source, ticket), occurred_at=at, ticket_id=ticket.id, **{**stated, **changes})
@@ -506,19 +507,19 @@ _RATINGS = {
 
 def _rated(ticket: TicketStated, score: str, comment: str | None) -> Iterator[Event]:
     """The ticket with its rating and, once there is an answer, the answer. One ticket has one rating."""
-    if re.fullmatch(r"[1-5](\.0)?", score):  # surveys with five points; Zendesk counts the upper two as good
-        number, scale = float(score), (1.0, 5.0)
-        word = "good" if number >= 4 else "bad"
+    points = re.fullmatch(r"[1-5](\.0)?", score) is not None  # surveys with five points count the upper two as good
+    if points:
+        word, number, scale = "good" if score >= "4" else "bad", float(score), (1.0, 5.0)
     else:
         # placeholders render whole sentences: "Good, I'm satisfied"
-        first = (re.findall(r"\w+", score.lower()) or [""])[0]
-        word, scale = _RATINGS.get(first, first), (0.0, 1.0)
-        number = float(word == "good")
+        first = (re.findall(r"[^\W_]+", score.lower()) or [""])[0]
+        word = _RATINGS.get(first, first)
+        number, scale = float(word == "good"), (0.0, 1.0)
     answered = word in {"good", "bad"}
     yield replace(
         ticket,
-        satisfaction=word,
-        satisfaction_score=number if answered else None,
+        satisfaction=word if answered or word in {"offered", "unoffered"} else None,
+        satisfaction_score=number if points else None,
         satisfaction_comment=comment if answered else None,
     )
     if answered:
@@ -536,7 +537,7 @@ def _rated(ticket: TicketStated, score: str, comment: str | None) -> Iterator[Ev
 
 
 def _lower(field: str, value: str | None) -> str | None:
-    if value is None or field in {"title", "assignee", "group"}:
+    if value is None or field in {"title", "assignee", "team"}:
         return value
     word = value.strip().lower()
     return {"status": _STATUSES, "priority": _PRIORITIES}.get(field, {}).get(word, word)
