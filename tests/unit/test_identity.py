@@ -122,7 +122,7 @@ class Store:
     def _write(self, decisions: Decisions) -> None:
         written = list(decisions.links)
         for merge in decisions.merges:
-            for subject, link in self.subjects.items():
+            for link in self.subjects.values():
                 if link.customer_id == merge.customer_id:
                     written.append(
                         replace(
@@ -261,7 +261,9 @@ def test_two_cpfs_keep_two_people_apart_although_they_share_a_phone():
 def test_stronger_evidence_takes_apart_what_weaker_evidence_joined():
     store = Store(rules(cpf=Kind(most=1)))
     store.take(says("shop:customer:1", "email=family@x.com", "cpf=1", at=1))
-    store.take(says("shop:customer:2", "email=family@x.com", at=2), says("crm:ticket:5", "subject=shop:customer:2", at=2))
+    store.take(
+        says("shop:customer:2", "email=family@x.com", at=2), says("crm:ticket:5", "subject=shop:customer:2", at=2)
+    )
     assert len(store.partition()) == 1
     store.take(says("shop:customer:2", "cpf=2", at=3))
     assert store.partition() == {frozenset({"shop:customer:1"}), frozenset({"shop:customer:2", "crm:ticket:5"})}
