@@ -1,6 +1,8 @@
-"""Facts, views, the live runner and replay. A view is one SELECT with a key; see facts.py, profiles.py, metrics.py, segments.py."""
+"""Facts, views and the live runner. A view is one SELECT with a key; see facts.py, profiles.py, metrics.py, segments.py."""
 
-from caudal.projections._schema import FACTS, VIEWS, ensure_live, priority_sql
+from caudal.projections._runner import Runner
+from caudal.projections._schema import FACTS, LIVE, VIEWS, ensure_live, priority_sql
+from caudal.projections._sql import select as select_sql
 from caudal.projections.profiles import PROVENANCE
 
-__all__ = ["FACTS", "PROVENANCE", "VIEWS", "ensure_live", "priority_sql"]
+__all__ = ["FACTS", "LIVE", "PROVENANCE", "VIEWS", "Runner", "ensure_live", "priority_sql", "select_sql"]

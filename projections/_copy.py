@@ -17,7 +17,7 @@ try:
     from pgpq.encoders import StringEncoderBuilder
     from pgpq.schema import Jsonb
 except ImportError:  # pgpq has no wheel for Linux on ARM
-    ArrowToPostgresBinaryEncoder = None
+    ArrowToPostgresBinaryEncoder = None  # type: ignore[assignment,misc]  # the slower twin takes over
 
 __all__ = ["encode", "encode_by_rows"]
 

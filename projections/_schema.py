@@ -53,5 +53,5 @@ def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> None:
         conn.execute(FIRST)
         conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
         for statement in _sql.tables(schema, FACTS, VIEWS):
-            conn.execute(statement)  # type: ignore[arg-type]  # composed from our own declarations only
+            conn.execute(statement)
         conn.execute(sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(schema), sql.Literal(wanted)))

@@ -36,6 +36,8 @@ _HEADER_TYPES = {
     "captured_at": "timestamptz NOT NULL",
     "event_id": 'text COLLATE "C" NOT NULL',
 }
+FENCE = "OFFSET 0"
+"""Keeps a subquery from being merged into the join, so that it is looked up by index for each row of the batch."""
 COMPOSITE = -1
 """`stated` of a row that was put together from statements with different sets of fields (they are kept in <fact>_parts)."""
 
@@ -62,6 +64,7 @@ def tables(schema: str, facts: tuple[Fact, ...], views: tuple[View, ...]) -> lis
             subject text COLLATE "C" PRIMARY KEY, source text COLLATE "C" NOT NULL, customer_id uuid NOT NULL, link_seq bigint NOT NULL,
             deleted_at timestamptz, erased_at timestamptz) WITH (fillfactor = 90)""",
         f"CREATE INDEX links_customer_id ON {schema}.links (customer_id)",
+        f'CREATE TABLE {schema}.stated_sets (fact text, source text COLLATE "C", stated bigint, PRIMARY KEY (fact, source, stated))',
         f"CREATE INDEX links_erased ON {schema}.links (subject) WHERE erased_at IS NOT NULL",
     ]
     for fact in facts:
@@ -111,7 +114,7 @@ def stage_ddl(fact: Fact) -> str:
 LINKS_UPSERT = """
     INSERT INTO {schema}.links AS l (subject, source, customer_id, link_seq)
     SELECT DISTINCT ON (s.subject) s.subject, split_part(s.subject, ':', 1), s.customer_id::uuid, s.link_seq
-    FROM stage_subjects s LEFT JOIN {schema}.links l ON l.subject = s.subject
+    FROM stage_subjects s LEFT JOIN LATERAL (SELECT * FROM {schema}.links x WHERE x.subject = s.subject OFFSET 0) l ON true
     WHERE l.subject IS NULL OR l.link_seq < s.link_seq
     ORDER BY s.subject, s.link_seq DESC, s.customer_id
     ON CONFLICT (subject) DO UPDATE SET customer_id = excluded.customer_id, link_seq = excluded.link_seq
@@ -130,17 +133,36 @@ GONE_UPSERT = """
 
 ANY_ERASED = """
     SELECT EXISTS (
-        SELECT FROM {schema}.links l WHERE l.erased_at IS NOT NULL AND l.subject IN (SELECT subject FROM stage_subjects)
+        SELECT FROM stage_subjects s
+        CROSS JOIN LATERAL (SELECT FROM {schema}.links x WHERE x.subject = s.subject AND x.erased_at IS NOT NULL OFFSET 0) l
     )
 """
+
+STATED_SETS = """
+    WITH batch AS (SELECT unnest(%(sources)s::text[]) AS source, unnest(%(sets)s::bigint[]) AS stated),
+    added AS (
+        INSERT INTO {schema}.stated_sets (fact, source, stated)
+        SELECT %(fact)s, source, stated FROM batch ORDER BY source, stated ON CONFLICT DO NOTHING
+    )
+    SELECT EXISTS (
+        SELECT source FROM (
+            SELECT source, stated FROM batch
+            UNION
+            SELECT source, stated FROM {schema}.stated_sets WHERE fact = %(fact)s AND source = ANY(%(sources)s)
+        ) seen GROUP BY source HAVING count(*) > 1
+    )
+"""
+"""Note which sets of fields each source states; true when some source of the batch states more than one."""
 
 TOUCH = """
     WITH t AS (
         INSERT INTO touched (customer_id, facts, cause)
         SELECT customer_id, bit_or(facts), max(cause) FROM (
-            SELECT l.customer_id, s.facts, s.event_id AS cause FROM stage_subjects s JOIN {schema}.links l USING (subject)
+            SELECT l.customer_id, s.facts, s.event_id AS cause FROM stage_subjects s
+            CROSS JOIN LATERAL (SELECT x.customer_id FROM {schema}.links x WHERE x.subject = s.subject OFFSET 0) l
             UNION ALL
-            SELECT l.customer_id, m.facts, NULL FROM stage_moved m JOIN {schema}.links l USING (subject)
+            SELECT l.customer_id, m.facts, NULL FROM stage_moved m
+            CROSS JOIN LATERAL (SELECT x.customer_id FROM {schema}.links x WHERE x.subject = m.subject OFFSET 0) l
             UNION ALL
             SELECT unnest(%(moved)s::uuid[]), %(all)s, NULL
         ) s GROUP BY customer_id
@@ -168,11 +190,7 @@ def upsert(schema: str, fact: Fact) -> str:
         ORDER BY {key}, {", ".join(f"{c.strip()} DESC" for c in VERSION.split(","))}
         ON CONFLICT ({key}) DO UPDATE SET {sets}
         WHERE f.stated = excluded.stated AND ({current}) < ({version})"""
-    if "subject" in fact.key:
-        return write
-    return f"""
-        WITH written AS ({write} RETURNING old.subject AS was, new.subject AS now)
-        INSERT INTO stage_moved (subject, facts) SELECT was, %(bit)s FROM written WHERE was <> now"""
+    return write if "subject" in fact.key else _noting_moved(write)
 
 
 def composites(schema: str, fact: Fact) -> tuple[str, ...]:
@@ -201,20 +219,19 @@ def composites(schema: str, fact: Fact) -> tuple[str, ...]:
         else:
             folded.append(f"any_value({column}) FILTER (WHERE place = 1) AS {column}")
     sets = ", ".join(f"{c} = excluded.{c}" for c in [*rest, "stated"])
-    moved_open, moved_close = ("", "")
-    if "subject" not in fact.key:
-        moved_open = "WITH written AS ("
-        moved_close = """ RETURNING old.subject AS was, new.subject AS now)
-            INSERT INTO stage_moved (subject, facts) SELECT was, %(bit)s FROM written WHERE was <> now"""
+    names = ", ".join(f'{k} text COLLATE "C"' for k in fact.key)
+    fold = _fold(schema, fact, folded, sets)
     return (
-        f"""CREATE TEMP TABLE IF NOT EXISTS composite_{fact.name} ({", ".join(f'{k} text COLLATE "C"' for k in fact.key)}) ON COMMIT DELETE ROWS""",
+        f"CREATE TEMP TABLE IF NOT EXISTS composite_{fact.name} ({names}) ON COMMIT DELETE ROWS",
         f"""INSERT INTO composite_{fact.name}
             SELECT {key} FROM stage_{fact.name} GROUP BY {key} HAVING min(stated) <> max(stated)
             UNION
-            SELECT {", ".join(f"s.{k}" for k in fact.key)} FROM stage_{fact.name} s JOIN {schema}.{fact.name} f ON {on}
+            SELECT {", ".join(f"s.{k}" for k in fact.key)} FROM stage_{fact.name} s
+            CROSS JOIN LATERAL (SELECT f.stated FROM {schema}.{fact.name} f WHERE {on} {FENCE}) f
             WHERE f.stated <> s.stated""",
         f"""INSERT INTO {parts} ({columns})
-            SELECT {", ".join(f"f.{c}" for c in fact.all_columns)} FROM composite_{fact.name} s JOIN {schema}.{fact.name} f ON {on}
+            SELECT {", ".join(f"f.{c}" for c in fact.all_columns)} FROM composite_{fact.name} s
+            CROSS JOIN LATERAL (SELECT * FROM {schema}.{fact.name} f WHERE {on} {FENCE}) f
             WHERE f.stated <> {COMPOSITE} ORDER BY {", ".join(f"f.{k}" for k in fact.key)} ON CONFLICT ({key}, stated) DO NOTHING""",
         f"""INSERT INTO {parts} AS p ({columns})
             SELECT DISTINCT ON ({", ".join(f"f.{k}" for k in fact.key)}, f.stated) {", ".join(f"f.{c}" for c in fact.all_columns)}
@@ -222,24 +239,32 @@ def composites(schema: str, fact: Fact) -> tuple[str, ...]:
             ORDER BY {", ".join(f"f.{k}" for k in fact.key)}, f.stated, {newest}
             ON CONFLICT ({key}, stated) DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in rest)}
             WHERE ({current}) < ({version})""",
-        _fold(schema, fact, f"composite_{fact.name}", folded, sets, moved_open, moved_close),
+        fold if "subject" in fact.key else _noting_moved(fold),
     )
 
 
-def _fold(schema: str, fact: Fact, keys: str, folded: list[str], sets: str, moved_open: str, moved_close: str) -> str:
+def _noting_moved(write: str) -> str:
+    """Run `write` and note the subjects that lost a thing by it."""
+    return f"""
+        WITH written AS ({write} RETURNING old.subject AS was, new.subject AS now)
+        INSERT INTO stage_moved (subject, facts) SELECT was, %(bit)s FROM written WHERE was <> now"""
+
+
+def _fold(schema: str, fact: Fact, folded: list[str], sets: str) -> str:
     key = ", ".join(fact.key)
     on = " AND ".join(f"p.{k} = s.{k}" for k in fact.key)
     newest = ", ".join(f"p.{c.strip()} DESC" for c in VERSION.split(","))
-    return f"""{moved_open}
+    return f"""
         INSERT INTO {schema}.{fact.name} AS f ({", ".join(fact.all_columns)})
         SELECT {", ".join(folded)} FROM (
             SELECT p.*, row_number() OVER w AS place,
                    p.stated & ~coalesce(bit_or(p.stated) OVER (w ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS effective
-            FROM (SELECT DISTINCT {key} FROM {keys}) s JOIN {schema}.{fact.name}_parts p ON {on}
+            FROM (SELECT DISTINCT {key} FROM composite_{fact.name}) s
+            CROSS JOIN LATERAL (SELECT * FROM {schema}.{fact.name}_parts p WHERE {on} {FENCE}) p
             WINDOW w AS (PARTITION BY {", ".join(f"p.{k}" for k in fact.key)} ORDER BY {newest})
         ) parts
         GROUP BY {key} ORDER BY {key}
-        ON CONFLICT ({key}) DO UPDATE SET {sets}{moved_close}"""
+        ON CONFLICT ({key}) DO UPDATE SET {sets}"""
 
 
 def prune(schema: str, fact: Fact) -> tuple[str, ...]:
@@ -272,7 +297,7 @@ def prune(schema: str, fact: Fact) -> tuple[str, ...]:
 def _ctes(view: View, schema: str, restriction: str) -> str:
     if restriction:
         customers = f"SELECT customer_id FROM touched WHERE {restriction}"
-        source = f"customers t JOIN {schema}.links l ON l.customer_id = t.customer_id"
+        source = f"customers t CROSS JOIN LATERAL (SELECT * FROM {schema}.links x WHERE x.customer_id = t.customer_id {FENCE}) l"
     else:
         customers = f"SELECT DISTINCT customer_id FROM {schema}.links"
         source = f"{schema}.links l"
@@ -282,7 +307,7 @@ def _ctes(view: View, schema: str, restriction: str) -> str:
 
 def select(view: View, schema: str, priority: str) -> str:
     """The view's SELECT over all customers: what a rebuild runs, and what a test compares with."""
-    return f"WITH {_ctes(view, schema, '')} {view.select.format(schema=schema, priority=priority)}"
+    return f"WITH {_ctes(view, schema, '')} {view.select.format(schema=schema, priority=priority, fence='')}"
 
 
 def refresh(view: View, schema: str, priority: str, mask: int) -> str:
@@ -292,7 +317,7 @@ def refresh(view: View, schema: str, priority: str, mask: int) -> str:
     returned as (customer_id, value, entered, cause).
     """
     restriction = f"facts & {mask} <> 0"
-    body = view.select.format(schema=schema, priority=priority)
+    body = view.select.format(schema=schema, priority=priority, fence=FENCE)
     table = f"{schema}.{view.name}"
     columns = ", ".join(view.columns)
     if len(view.key) == 1:
@@ -302,7 +327,7 @@ def refresh(view: View, schema: str, priority: str, mask: int) -> str:
             SELECT {columns} FROM ({body}) fresh ORDER BY customer_id
             ON CONFLICT ({view.key[0]}) DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in rest)}
             WHERE ({", ".join(f"v.{c}" for c in rest)}) IS DISTINCT FROM ({", ".join(f"excluded.{c}" for c in rest)})
-            RETURNING {", ".join(f"v.{c}" for c in view.columns)}"""
+            RETURNING {_returned(view, "v")}"""
     value = view.key[1]
     return f"""WITH diff AS MATERIALIZED (
             SELECT t.customer_id, t.cause, had.set AS had, has.set AS has
@@ -316,23 +341,37 @@ def refresh(view: View, schema: str, priority: str, mask: int) -> str:
             ) has
             WHERE t.{restriction} AND NOT (had.set @> has.set AND has.set @> had.set)
         ), gone AS (
-            DELETE FROM {table} m USING diff d
-            WHERE m.customer_id = d.customer_id AND m.{value} <> ALL (d.has) RETURNING m.customer_id, m.{value}, d.cause
+            DELETE FROM {table} m USING diff d WHERE m.customer_id = d.customer_id AND m.{value} <> ALL (d.has)
         ), came AS (
-            INSERT INTO {table} ({columns}) SELECT d.customer_id, v.value FROM diff d, unnest(d.has) v(value)
-            WHERE v.value <> ALL (d.had) RETURNING customer_id, {value}
+            INSERT INTO {table} ({columns})
+            SELECT d.customer_id, v.value FROM diff d, unnest(d.has) v(value) WHERE v.value <> ALL (d.had) ORDER BY 1, 2
         )
-        SELECT customer_id, {value}, false AS entered, cause FROM gone
+        SELECT d.customer_id::text, v.value, false AS entered, d.cause
+        FROM diff d, unnest(d.had) v(value) WHERE v.value <> ALL (d.has)
         UNION ALL
-        SELECT c.customer_id, c.{value}, true, d.cause FROM came c JOIN diff d USING (customer_id)"""
+        SELECT d.customer_id::text, v.value, true, d.cause
+        FROM diff d, unnest(d.has) v(value) WHERE v.value <> ALL (d.had)"""
+
+
+def read(view: View, schema: str) -> str:
+    """A view's rows of some customers, with the columns that `refresh` returns."""
+    return f"SELECT {_returned(view, 'v')} FROM {schema}.{view.name} v WHERE v.customer_id = ANY(%s::text[]::uuid[])"
+
+
+def _returned(view: View, alias: str) -> str:
+    """The columns for publishing: the id as text, since that is the key of the message."""
+    return ", ".join(f"{alias}.{c}::text" if c == "customer_id" else f"{alias}.{c}" for c in view.columns)
 
 
 def remove(view: View, schema: str, priority: str) -> str:
-    """Delete rows of touched customers for whom the SELECT gives none any more; returns their ids. Only needed after moves and deletions."""
+    """Delete rows of touched customers for whom the SELECT gives none any more; returns their ids.
+
+    Only needed after moves and deletions.
+    """
     return f"""WITH {_ctes(view, schema, "true")}
         DELETE FROM {schema}.{view.name} v USING touched t
         WHERE v.customer_id = t.customer_id
-          AND v.customer_id NOT IN (SELECT customer_id FROM ({view.select.format(schema=schema, priority=priority)}) fresh)
+          AND v.customer_id NOT IN (SELECT customer_id FROM ({view.select.format(schema=schema, priority=priority, fence=FENCE)}) fresh)
         RETURNING v.customer_id"""
 
 

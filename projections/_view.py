@@ -18,7 +18,9 @@ class View:
         reads: the facts (or views) whose change touches a customer's rows; every view also follows the links.
         select: the SELECT. It starts from the CTE `subjects(customer_id, subject, source, deleted_at)` (or, for a view of views, from
             `customers(customer_id)`), which the runner restricts to the touched customers, and a rebuild doesn't. `{schema}` is the
-            schema that holds the facts; `{priority}` is an SQL expression for a source's priority over the column `source`.
+            schema that holds the facts; `{priority}` is an SQL expression for a source's priority over the column `source`. Facts
+            are joined as `CROSS JOIN LATERAL (SELECT … WHERE x.subject = s.subject {fence})`: the fence keeps a refresh on the index
+            whatever the planner believes of tables that grow; a rebuild leaves it out, and the planner joins as it likes.
         topic: the change topic its rows go to, if any.
     """
 

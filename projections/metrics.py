@@ -39,6 +39,13 @@ metrics = View(
     # One pass: every fact gives rows of the same shape, summed by customer, currency and category, then by customer. Joins of
     # aggregates are avoided on purpose: without statistics on the touched keys the planner may pick a quadratic one.
     select=f"""
+        WITH placed AS (
+            SELECT s.customer_id, o.*
+            FROM subjects s CROSS JOIN LATERAL (
+                SELECT kind, status, currency, total_minor, placed_at, line_categories, line_quantities
+                FROM {{schema}}.orders x WHERE x.subject = s.subject {{fence}}
+            ) o
+        )
         SELECT customer_id,
                coalesce(sum(orders), 0)::bigint AS orders_count,
                coalesce(jsonb_object_agg(currency, spend) FILTER (WHERE currency IS NOT NULL AND category IS NULL AND spend IS NOT NULL),
@@ -66,45 +73,46 @@ metrics = View(
                    sum(good) AS good, sum(bad) AS bad, sum(subscriptions) AS subscriptions, max(nps) AS nps,
                    sum(feedback) AS feedback, sum(interactions) AS interactions, max(seen) AS seen
             FROM (
-                SELECT s.customer_id, o.currency, NULL::text AS category, NULL::int AS units,
+                SELECT o.customer_id, o.currency, NULL::text AS category, NULL::int AS units,
                        (CASE WHEN {_COUNTS} THEN 1 END) AS orders,
                        (CASE WHEN {_COUNTS} AND {_PAID} THEN o.total_minor END) AS spend,
                        NULL::bigint AS refunded, NULL::int AS refunds,
                        (CASE WHEN {_COUNTS} THEN o.placed_at END) AS placed,
-                       NULL::int AS tickets, NULL::int AS open_tickets, NULL::timestamptz AS last_ticket, NULL::int AS good, NULL::int AS bad,
+                       NULL::int AS tickets, NULL::int AS open_tickets, NULL::timestamptz AS last_ticket,
+                       NULL::int AS good, NULL::int AS bad,
                        NULL::int AS subscriptions, NULL::float8[] AS nps, NULL::int AS feedback, NULL::int AS interactions,
                        o.placed_at AS seen
-                FROM subjects s JOIN {{schema}}.orders o USING (subject)
+                FROM placed o
                 UNION ALL
-                SELECT s.customer_id, o.currency, l.category, l.quantity, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                SELECT o.customer_id, o.currency, l.category, l.quantity, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
                        NULL, NULL, NULL, NULL
-                FROM subjects s JOIN {{schema}}.orders o USING (subject), unnest(o.line_categories, o.line_quantities) l(category, quantity)
+                FROM placed o, unnest(o.line_categories, o.line_quantities) l(category, quantity)
                 WHERE {_COUNTS} AND l.category IS NOT NULL
                 UNION ALL
                 SELECT s.customer_id, r.currency, NULL, NULL, NULL, NULL, r.amount_minor, 1, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
                        NULL, NULL, NULL, r.refunded_at
-                FROM subjects s JOIN {{schema}}.refunds r USING (subject)
+                FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.refunds x WHERE x.subject = s.subject {{fence}}) r
                 UNION ALL
                 SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
                        (CASE WHEN t.status IS DISTINCT FROM 'deleted' THEN 1 END), (CASE WHEN {_OPEN} THEN 1 END), t.opened_at,
-                       (CASE WHEN t.satisfaction = 'good' THEN 1 END), (CASE WHEN t.satisfaction = 'bad' THEN 1 END), NULL, NULL, NULL, NULL,
-                       t.opened_at
-                FROM subjects s JOIN {{schema}}.tickets t USING (subject)
+                       (CASE WHEN t.satisfaction = 'good' THEN 1 END), (CASE WHEN t.satisfaction = 'bad' THEN 1 END),
+                       NULL, NULL, NULL, NULL, t.opened_at
+                FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.tickets x WHERE x.subject = s.subject {{fence}}) t
                 UNION ALL
                 SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
                        (CASE WHEN b.status IN ('trialing', 'active') THEN 1 END), NULL, NULL, NULL, NULL
-                FROM subjects s JOIN {{schema}}.subscriptions b USING (subject)
+                FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.subscriptions x WHERE x.subject = s.subject {{fence}}) b
                 UNION ALL
                 SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
                        (CASE WHEN f.kind = 'nps' AND f.score IS NOT NULL
                              THEN ARRAY[extract(epoch FROM f.answered_at), extract(epoch FROM f.occurred_at), f.score]::float8[] END),
                        1, NULL, f.answered_at
-                FROM subjects s JOIN {{schema}}.feedback f USING (subject)
+                FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.feedback x WHERE x.subject = s.subject {{fence}}) f
                 WHERE f.status IS DISTINCT FROM 'deleted'
                 UNION ALL
                 SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 1,
                        i.occurred_at
-                FROM subjects s JOIN {{schema}}.interactions i USING (subject)
+                FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.interactions x WHERE x.subject = s.subject {{fence}}) i
             ) facts
             GROUP BY customer_id, currency, category
         ) sums

@@ -29,13 +29,15 @@ def _corrected(name: str, sql: str) -> str:
 _STATEMENTS = f"""
     SELECT s.customer_id, s.source, s.subject, {{priority}} AS priority, p.occurred_at, p.captured_at, p.event_id,
            {", ".join(f"p.{name}" for name in FIELDS)}, NULL::text AS attribute, NULL::text AS value
-    FROM subjects s LEFT JOIN {{schema}}.profile_statements p
-      ON p.subject = s.subject AND (s.deleted_at IS NULL OR p.occurred_at > s.deleted_at)
+    FROM subjects s LEFT JOIN LATERAL (
+        SELECT * FROM {{schema}}.profile_statements x
+        WHERE x.subject = s.subject AND (s.deleted_at IS NULL OR x.occurred_at > s.deleted_at) {{fence}}
+    ) p ON true
     WHERE s.deleted_at IS NULL OR p.subject IS NOT NULL
     UNION ALL
     SELECT s.customer_id, NULL, s.subject, 2147483647, c.occurred_at, c.captured_at, c.event_id,
            {", ".join(_corrected(name, sql) for name, sql in FIELDS.items())}, NULL, NULL
-    FROM subjects s JOIN {{schema}}.corrections c USING (subject)
+    FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.corrections x WHERE x.subject = s.subject {{fence}}) c
     WHERE c.value IS NOT NULL
 """
 
@@ -55,7 +57,7 @@ profiles = View(
             UNION ALL
             SELECT s.customer_id, NULL, s.subject, {{priority}}, a.occurred_at, a.captured_at, a.event_id,
                    {", ".join(f"NULL::{sql}" for sql in FIELDS.values())}, a.name, a.value
-            FROM subjects s JOIN {{schema}}.profile_attributes a USING (subject)
+            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.profile_attributes x WHERE x.subject = s.subject {{fence}}) a
             WHERE s.deleted_at IS NULL OR a.occurred_at > s.deleted_at
         ) statements
         GROUP BY customer_id
@@ -67,7 +69,7 @@ PROVENANCE = f"""
     WITH subjects AS (
         SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at
         FROM {{schema}}.links WHERE customer_id = %(customer_id)s
-    ), statements AS ({_STATEMENTS})
+    ), statements AS ({_STATEMENTS.replace('{fence}', '')})
     SELECT DISTINCT ON (field) field, coalesce(source, 'correction') AS source, subject, occurred_at AS since
     FROM statements CROSS JOIN LATERAL (VALUES {", ".join(f"('{name}', {name} IS NOT NULL)" for name in FIELDS)}) v(field, present)
     WHERE present

@@ -14,14 +14,12 @@ SEGMENTS = {
     "unhappy": "m.satisfaction_bad_count >= 1 OR m.last_nps_score <= 6",
     "subscribers": "m.active_subscriptions_count >= 1",
     "multi-source": "cardinality(p.sources) >= 2",
-    "mailable": """p.email IS NOT NULL AND EXISTS (
-        SELECT FROM {schema}.links l JOIN {schema}.consents c USING (subject)
-        WHERE l.customer_id = k.customer_id AND c.purpose = 'marketing_email' AND c.state = 'granted'
-          AND (l.deleted_at IS NULL OR c.occurred_at > l.deleted_at)
-    ) AND NOT EXISTS (
-        SELECT FROM {schema}.links l JOIN {schema}.consents c USING (subject)
-        WHERE l.customer_id = k.customer_id AND c.purpose = 'marketing_email' AND c.state = 'withdrawn'
-          AND (l.deleted_at IS NULL OR c.occurred_at > l.deleted_at)
+    # one pass over the customer's consents: granted somewhere, withdrawn nowhere
+    "mailable": """p.email IS NOT NULL AND (
+        SELECT bool_and(c.state <> 'withdrawn') AND bool_or(c.state = 'granted')
+        FROM (SELECT * FROM {schema}.links x WHERE x.customer_id = k.customer_id {fence}) l
+        CROSS JOIN LATERAL (SELECT * FROM {schema}.consents x WHERE x.subject = l.subject AND x.purpose = 'marketing_email' {fence}) c
+        WHERE l.deleted_at IS NULL OR c.occurred_at > l.deleted_at
     )""",
 }
 """Segment → condition over k (the customer), p (profiles) and m (metrics). Mailable: consent in a source, and withdrawn in none."""
@@ -35,8 +33,8 @@ segment_members = View(
     select=f"""
         SELECT k.customer_id, v.segment
         FROM customers k
-        LEFT JOIN {{schema}}.profiles p USING (customer_id)
-        LEFT JOIN {{schema}}.metrics m USING (customer_id)
+        LEFT JOIN LATERAL (SELECT * FROM {{schema}}.profiles x WHERE x.customer_id = k.customer_id {{fence}}) p ON true
+        LEFT JOIN LATERAL (SELECT * FROM {{schema}}.metrics x WHERE x.customer_id = k.customer_id {{fence}}) m ON true
         CROSS JOIN LATERAL (VALUES {", ".join(f"('{name}', {sql})" for name, sql in SEGMENTS.items())}) v(segment, holds)
         WHERE v.holds
     """,

@@ -12,9 +12,9 @@ COMMENT ON TABLE hub.offsets IS 'Next offset to read, written in the transaction
 
 CREATE TABLE hub.outbox (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    partition    int    NOT NULL,
+    partitions   int[]  NOT NULL,
     topic        text   NOT NULL,
     customer_ids uuid[] NOT NULL,
     payload      jsonb
 );
-COMMENT ON TABLE hub.outbox IS 'Changed rows not yet known to be on the change topics, by output partition; id is the order within a partition.';
+COMMENT ON TABLE hub.outbox IS 'Changed rows not yet known to be on the change topics, by the partitions they go to; id is the order.';

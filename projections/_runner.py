@@ -1,0 +1,463 @@
+"""The live runner: a batch of events into facts, views, outbox and offsets in one transaction; then the changed rows onto the topics.
+
+Concurrency. A view row of a customer is recomputed from facts that several workers may write at the same time (a person's subjects
+may lie in several partitions after a merge). Whoever refreshes it must see all that was committed before, so a batch first takes
+the advisory locks of its customers' *stripes* (64, by CRC32 of the customer id, in ascending order) and holds them to the commit. A
+partition's customers lie in few stripes of their own, so workers on different partitions don't wait for each other. The links
+tell only later which further customers a batch touches; their stripes are tried without waiting, and when one is taken the batch
+starts again with all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import psycopg
+from caudal.projections import _sql
+from caudal.projections._batch import ALL, LINKED, Batch, Message, bit, prepare
+from caudal.projections._fact import Fact
+from caudal.projections._publish import Change, Publisher, output_partition
+from caudal.projections._schema import FACTS, LIVE, VIEWS, ensure_live
+from caudal.projections._view import View
+from caudal.schemas.codec import Codec
+from caudal.schemas.dead_letters import dead_letter
+from psycopg import sql
+from psycopg.types.json import Jsonb, set_json_loads
+
+from caudal import kafka, postgres, telemetry
+from caudal.errors import LostPartition, Poison, UnusableEvent
+from caudal.settings import Settings
+from caudal.telemetry import Log, logger
+
+__all__ = ["Runner"]
+
+_FACTS = {fact.name: fact for fact in FACTS}
+_VIEWS = {view.name: view for view in VIEWS}
+_OURS = -1
+_STRIPE_LOCKS = 0x6361_7564
+"""First key of the advisory locks, to keep clear of other users of the database."""
+
+
+_SESSION = (
+    "plan_cache_mode = force_generic_plan",
+    "enable_hashjoin = off",
+    "enable_mergejoin = off",
+    "enable_seqscan = off",
+    "enable_material = off",
+    "work_mem = '64MB'",
+    "temp_buffers = '64MB'",
+)
+"""Plans are kept and join by index: a batch is small beside the tables, and a plan that flips to scanning them would make the time of
+a batch grow with the history."""
+
+
+def _mask(view: View) -> int:
+    """Which facts touch a view: those it reads, and those that the views it reads do."""
+    mask = LINKED
+    for name in view.reads:
+        mask |= _mask(_VIEWS[name]) if name in _VIEWS else bit(name)
+    return mask
+
+
+class _Stripes(Exception):
+    """The batch touches customers in stripes that it doesn't hold."""
+
+    def __init__(self, missing: set[int]) -> None:
+        super().__init__()
+        self.missing = missing
+
+
+class Runner:
+    """Applies batches to the live schema; one thread at a time, except `decode`, which any thread may call."""
+
+    def __init__(self, settings: Settings, codec: Codec, *, priorities: Mapping[str, int] | None = None) -> None:
+        """Connect and make the live schema if there is none. `hub` must have been migrated.
+
+        Args:
+            settings: resolved settings (servers known).
+            codec: how records are encoded and decoded.
+            priorities: source → priority in a profile; higher wins, 0 if not named.
+        """
+        self._settings = settings
+        self._codec = codec
+        self._topic = kafka.topic(settings.kafka, kafka.CHANGES)
+        self._priority = _sql.priority_sql(priorities or {})
+        self._partitions = _partition_count(settings, self._topic)
+        timeout_ms = max(1000, settings.worker.session_timeout_ms - 1000)
+        self._publisher = Publisher(settings.kafka, codec, timeout_ms=timeout_ms)
+        self._mine: set[int] = set()
+        self._conn: psycopg.Connection[Any] | None = None
+        self._staged: set[str] = set()
+        self._statements = _statements(self._priority)
+        self._log = logger()
+        with postgres.translated():
+            ensure_live(self._connection())
+
+    # ---- what a worker calls
+
+    def positions(self, partitions: Sequence[int]) -> dict[int, int]:
+        """The next offset of each partition; 0 where nothing was projected yet."""
+        with postgres.translated():
+            found = self._connection().execute(
+                "SELECT partition, next_offset FROM hub.offsets WHERE topic = %s AND partition = ANY(%s)",
+                (self._topic, list(partitions)),
+            )
+            known = dict(found.fetchall())
+        self._mine |= set(partitions)
+        return {p: known.get(p, 0) for p in partitions}
+
+    def revoked(self, partitions: Sequence[int]) -> None:
+        """The partitions belong to someone else now."""
+        self._mine -= set(partitions)
+
+    def decode(self, messages: Sequence[Message]) -> Batch:
+        """Make messages ready for `apply`. Needs no database: run it beside the batch before."""
+        started = time.perf_counter()
+        batch = prepare(self._codec, messages)
+        telemetry.BATCH_SECONDS.labels("decode").observe(time.perf_counter() - started)
+        return batch
+
+    def apply(self, batch: Batch) -> None:
+        """Apply a batch and publish what changed.
+
+        Raises:
+            LostPartition: another worker has moved an offset; drop the batch.
+            DatabaseUnavailable: nothing was changed; apply the same batch again.
+            BrokerUnavailable: the rows are stored and in the outbox; `recover` publishes them.
+        """
+        started = time.perf_counter()
+        self._finish_published()
+        if batch.bad:  # before the offsets move on: a crash in between may repeat a dead letter, never lose one
+            self._bury(batch.bad)
+        stripes = batch.stripes
+        while True:
+            try:
+                with postgres.translated():
+                    changes, outbox = self._transaction(batch, stripes)
+                break
+            except _Stripes as more:
+                stripes = stripes | more.missing
+            except (psycopg.DataError, psycopg.IntegrityError) as exc:
+                self._apply_apart(batch, exc)
+                return
+        telemetry.BATCH_SECONDS.labels("apply").observe(time.perf_counter() - started)
+        telemetry.BATCH_EVENTS.labels("project").observe(len(batch.messages))
+        for event, count in batch.counts.items():
+            telemetry.PROJECTED.labels(event).inc(count)
+        if outbox:
+            published = time.perf_counter()
+            self._publisher.publish(changes, outbox)
+            telemetry.BATCH_SECONDS.labels("publish").observe(time.perf_counter() - published)
+
+    def recover(self, partitions: Sequence[int]) -> int:
+        """Publish what the outbox still holds for these partitions, in order; returns the number of customers.
+
+        Rows are published as they are now, under a version newer than any before: state topics need the newest state, not each step.
+        """
+        with postgres.translated():
+            done = self._recover(list(partitions))
+        if done:
+            self._log.info(Log.OUTBOX_RECOVERED, customers=done, partitions=sorted(partitions))
+        return done
+
+    def idle(self) -> None:
+        """Housekeeping while nothing arrives: forget what is acknowledged, publish what other workers left for our partitions."""
+        self._finish_published()
+        if self._mine and not self._publisher.under_way:
+            self.recover(sorted(self._mine))
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Wait until everything published is acknowledged, and forget it in the outbox."""
+        self._forget(self._publisher.confirmed(wait_s=timeout_s))
+
+    def close(self) -> None:
+        """Let what is under way arrive, then disconnect."""
+        self._publisher.close()
+        if self._conn is not None and not self._conn.closed:
+            try:
+                with postgres.translated():
+                    self._finish_published()
+            except Exception as exc:
+                self._log.warning(Log.SERVER_UNREACHABLE, server="postgres", error=type(exc).__name__)
+            self._conn.close()
+
+    # ---- the transaction
+
+    def _transaction(self, batch: Batch, stripes: set[int]) -> tuple[list[Change], list[int]]:
+        conn = self._connection()
+        run = self._statements
+        with conn.transaction(), conn.cursor(binary=True) as cur:
+            if not batch.stages:
+                self._advance(cur, batch)
+                return [], []
+            self._stage(cur, batch)
+            self._lock(cur, stripes)
+            cur.execute(run["links"])
+            moved = [str(customer) for was, now in cur.fetchall() if was is not None for customer in (was, now)]
+            if batch.gone:
+                cur.execute(run["gone"])
+            cur.execute(run["any_erased"])
+            if (row := cur.fetchone()) and row[0]:
+                for fact in FACTS:
+                    self._make_stage(cur, fact)
+                    for statement in run[f"prune {fact.name}"]:
+                        cur.execute(statement)
+            for fact in FACTS:
+                if fact.name in batch.stages or (row and row[0]):
+                    self._write(cur, fact, batch, pruned=bool(row and row[0]))
+            self._touch(cur, moved, stripes)
+            changes = self._refresh(cur, shrinking=bool(moved or batch.gone))
+            outbox = self._store_outbox(cur, changes)
+            self._advance(cur, batch)
+        return changes, outbox
+
+    def _stage(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
+        for name, (columns, data) in batch.stages.items():
+            if name in _FACTS:
+                self._make_stage(cur, _FACTS[name])
+            statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
+                sql.Identifier(f"stage_{name}"), sql.SQL(", ").join(map(sql.Identifier, columns))
+            )
+            with cur.copy(statement) as copy:
+                copy.write(data)
+
+    def _make_stage(self, cur: psycopg.Cursor[Any], fact: Fact) -> None:
+        if fact.name not in self._staged:
+            cur.execute(_sql.stage_ddl(fact))
+            self._staged.add(fact.name)
+
+    def _lock(self, cur: psycopg.Cursor[Any], stripes: set[int]) -> None:
+        cur.execute(
+            "SELECT pg_advisory_xact_lock(%s::int, s) FROM (SELECT unnest(%s::int[]) AS s ORDER BY 1) stripes",
+            (_STRIPE_LOCKS, sorted(stripes)),
+        )
+
+    def _write(self, cur: psycopg.Cursor[Any], fact: Fact, batch: Batch, *, pruned: bool) -> None:
+        bits = {"bit": bit(fact.name)}
+        cur.execute(self._statements[f"upsert {fact.name}"], bits)
+        if fact.partial and (pruned or self._mixed(cur, fact, batch)):
+            for statement in self._statements[f"composites {fact.name}"]:
+                cur.execute(statement, bits)
+
+    def _mixed(self, cur: psycopg.Cursor[Any], fact: Fact, batch: Batch) -> bool:
+        """Whether a thing may have statements with different sets of fields: some source was seen to state more than one set.
+
+        The sets seen are kept in live.stated_sets. A row of the batch's things that was stated otherwise was committed with its
+        set, by a worker that held the same stripe before us; so what is read here, after the lock, is all that matters.
+        """
+        masks = batch.masks.get(fact.name, set())
+        cur.execute(
+            self._statements["stated_sets"],
+            {"fact": fact.name, "sources": [s for s, _ in masks], "sets": [m for _, m in masks]},
+        )
+        row = cur.fetchone()
+        return bool(row and row[0])
+
+    def _touch(self, cur: psycopg.Cursor[Any], moved: list[str], held: set[int]) -> None:
+        cur.execute(self._statements["touch"], {"moved": moved, "all": ALL})
+        row = cur.fetchone()
+        missing = set(row[0] or ()) - held if row else set()
+        for one in sorted(missing):
+            cur.execute("SELECT pg_try_advisory_xact_lock(%s::int, %s::int)", (_STRIPE_LOCKS, one))
+            got = cur.fetchone()
+            if not (got and got[0]):
+                raise _Stripes(missing)
+
+    def _refresh(self, cur: psycopg.Cursor[Any], *, shrinking: bool) -> list[Change]:
+        changes = []
+        for view in VIEWS:
+            gone: list[str] = []
+            if shrinking and len(view.key) == 1:
+                cur.execute(self._statements[f"remove {view.name}"])
+                gone = [str(customer) for (customer,) in cur.fetchall()]
+            cur.execute(self._statements[f"refresh {view.name}"])
+            rows = cur.fetchall()
+            if rows or gone:
+                changes.append(Change(view, rows, gone))
+                telemetry.VIEW_ROWS.labels(view.name).inc(len(rows) + len(gone))
+        return changes
+
+    def _store_outbox(self, cur: psycopg.Cursor[Any], changes: list[Change]) -> list[int]:
+        """Note what changed, by who has to publish it; takes customers of other workers' partitions out of `changes`."""
+        mine: list[int] = []
+        for change in changes:
+            own, others = self._split(change)
+            for part, partitions in [(own, sorted(self._mine) or list(range(self._partitions)))] + [
+                (other, [partition]) for partition, other in others.items()
+            ]:
+                if not (part.rows or part.gone):
+                    continue
+                payload = Jsonb([list(row) for row in part.rows]) if len(change.view.key) > 1 else None
+                cur.execute(
+                    """INSERT INTO hub.outbox (partitions, topic, customer_ids, payload)
+                       VALUES (%s, %s, %s::text[]::uuid[], %s) RETURNING id""",
+                    (partitions, change.view.topic, part.customers(), payload),
+                )
+                row = cur.fetchone()
+                if part is own and row:
+                    mine.append(row[0])
+                    change.version = row[0]
+            change.rows, change.gone = own.rows, own.gone
+        return mine
+
+    def _split(self, change: Change) -> tuple[Change, dict[int, Change]]:
+        if len(self._mine) in {0, self._partitions}:
+            return Change(change.view, change.rows, change.gone), {}
+        parts: dict[int, tuple[list[tuple[Any, ...]], list[str]]] = {}
+        for row in change.rows:
+            parts.setdefault(self._owner(row[0]), ([], []))[0].append(row)
+        for customer in change.gone:
+            parts.setdefault(self._owner(customer), ([], []))[1].append(customer)
+        own = Change(change.view, *parts.pop(_OURS, ((), ())))
+        return own, {partition: Change(change.view, *part) for partition, part in parts.items()}
+
+    def _owner(self, customer_id: str) -> int:
+        partition = output_partition(customer_id, self._partitions)
+        return _OURS if partition in self._mine else partition
+
+    def _advance(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
+        """Move the offsets on, if they are where the batch starts: else someone else has this partition."""
+        partitions = sorted(batch.next_offsets)
+        cur.execute(
+            """INSERT INTO hub.offsets AS o (topic, partition, next_offset)
+               SELECT %(topic)s, p, n FROM unnest(%(partitions)s::int[], %(next)s::bigint[]) v(p, n) ORDER BY p
+               ON CONFLICT (topic, partition) DO UPDATE SET next_offset = excluded.next_offset
+               WHERE o.next_offset <= (
+                   SELECT f FROM unnest(%(partitions)s::int[], %(first)s::bigint[]) w(p, f) WHERE w.p = o.partition)
+               RETURNING partition""",
+            {
+                "topic": self._topic,
+                "partitions": partitions,
+                "next": [batch.next_offsets[p] for p in partitions],
+                "first": [batch.first_offsets[p] for p in partitions],
+            },
+        )
+        if len(cur.fetchall()) != len(partitions):
+            raise LostPartition("another worker has projected this partition further")
+
+    # ---- trouble
+
+    def _apply_apart(self, batch: Batch, reason: psycopg.Error) -> None:
+        """A value in the batch can't be stored: find the message by halving, put it aside, apply the rest."""
+        if len(batch.messages) > 1:
+            middle = len(batch.messages) // 2
+            for half in (batch.messages[:middle], batch.messages[middle:]):
+                self.apply(self.decode(half))
+            return
+        refused = UnusableEvent(f"PostgreSQL refused a value ({type(reason).__name__})")
+        self._bury([(batch.messages[0], refused)])
+        with postgres.translated(), self._connection().transaction(), self._connection().cursor() as cur:
+            self._advance(cur, batch)
+
+    def _bury(self, bad: Sequence[tuple[Message, Poison]]) -> None:
+        """Write dead letters and wait until they are stored.
+
+        Raises:
+            BrokerUnavailable: they are not.
+        """
+        topic = kafka.topic(self._settings.kafka, kafka.DEAD_LETTERS)
+        letters = []
+        for message, reason in bad:
+            letter = dead_letter("project", message, reason)
+            letters.append(
+                (letter["dead_letter_id"].encode(), self._codec.encode(topic, "DeadLetter", letter), reason.code)
+            )
+            telemetry.DEAD_LETTERS.labels("project", reason.code).inc()
+            self._log.warning(
+                Log.EVENT_DEAD_LETTERED,
+                code=reason.code,
+                topic=message.topic(),
+                partition=message.partition(),
+                offset=message.offset(),
+            )
+        self._publisher.put_aside(topic, letters)
+
+    # ---- the outbox
+
+    def _finish_published(self) -> None:
+        self._forget(self._publisher.confirmed())
+
+    def _forget(self, ids: list[int]) -> None:
+        if ids:
+            with postgres.translated():
+                self._connection().execute("DELETE FROM hub.outbox WHERE id = ANY(%s)", (ids,))
+
+    def _recover(self, partitions: list[int]) -> int:
+        conn = self._connection()
+        found = conn.execute(
+            "SELECT id, partitions, topic, customer_ids::text[], payload FROM hub.outbox WHERE partitions && %s ORDER BY id",
+            (partitions,),
+        ).fetchall()
+        done = 0
+        for id_, of, topic, customers, payload in found:
+            view = next(v for v in VIEWS if v.topic == topic)
+            ours = [c for c in customers if output_partition(c, self._partitions) in partitions]
+            with conn.cursor(binary=True) as cur:
+                cur.execute("SELECT nextval(pg_get_serial_sequence('hub.outbox', 'id'))")
+                row = cur.fetchone()
+                change = Change(view, version=row[0] if row else id_)
+                if payload is not None:
+                    change.rows = [tuple(r) for r in payload if r[0] in set(ours)]
+                elif ours:
+                    cur.execute(self._statements[f"read {view.name}"], (ours,))
+                    change.rows = cur.fetchall()
+                    change.gone = sorted(set(ours) - {r[0] for r in change.rows})
+            if change.rows or change.gone:
+                self._publisher.publish([change], [])
+                done += len(ours)
+            rest = sorted(set(of) - set(partitions))
+            confirmed = self._publisher.confirmed(wait_s=30.0)
+            self._forget(confirmed)
+            if rest:
+                conn.execute("UPDATE hub.outbox SET partitions = %s WHERE id = %s", (rest, id_))
+            else:
+                conn.execute("DELETE FROM hub.outbox WHERE id = %s", (id_,))
+        return done
+
+    # ---- the connection
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        """The connection, made anew after a loss. Plans are kept generic and joins by index: a batch is small beside the tables, and
+        a plan that flips to scanning them would make the time of a batch grow with the history.
+        """
+        if self._conn is None or self._conn.closed or self._conn.broken:
+            conn = postgres.connect(self._settings.postgres, role="project", prepare_threshold=0)
+            for setting in _SESSION:
+                conn.execute(sql.SQL("SET ") + sql.SQL(setting))
+            for statement in _sql.STAGES:
+                conn.execute(statement)
+            set_json_loads(orjson.loads, conn)
+            conn.prepared_max = 500
+            self._staged = set()
+            self._conn = conn
+        return self._conn
+
+
+def _statements(priority: str) -> dict[str, Any]:
+    """Every statement of a batch, made once: the same text each time lets PostgreSQL keep its plan."""
+    made: dict[str, Any] = {
+        "links": _sql.LINKS_UPSERT.format(schema=LIVE),
+        "gone": _sql.GONE_UPSERT.format(schema=LIVE),
+        "any_erased": _sql.ANY_ERASED.format(schema=LIVE),
+        "touch": _sql.TOUCH.format(schema=LIVE),
+        "stated_sets": _sql.STATED_SETS.format(schema=LIVE),
+    }
+    for fact in FACTS:
+        made[f"upsert {fact.name}"] = _sql.upsert(LIVE, fact)
+        made[f"prune {fact.name}"] = _sql.prune(LIVE, fact)
+        if fact.partial:
+            made[f"composites {fact.name}"] = _sql.composites(LIVE, fact)
+    for view in VIEWS:
+        made[f"refresh {view.name}"] = _sql.refresh(view, LIVE, priority, _mask(view))
+        if len(view.key) == 1:
+            made[f"remove {view.name}"] = _sql.remove(view, LIVE, priority)
+            made[f"read {view.name}"] = _sql.read(view, LIVE)
+    return made
+
+
+def _partition_count(settings: Settings, topic: str) -> int:
+    metadata = kafka.admin(settings.kafka).list_topics(topic, timeout=10)
+    return len(metadata.topics[topic].partitions) or settings.kafka.partitions
