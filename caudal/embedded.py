@@ -46,11 +46,13 @@ def ensure(settings: Settings, progress: Callable[[str], None] | None = None) ->
 
     Args:
         settings: as loaded.
-        progress: is told in a few words what is being waited for.
+        progress: is told in a few words what is being done. A terminal shows a bar besides while jars are fetched.
 
     Raises:
         EmbeddedServerFailed: a jar can't be fetched, a fixed port is taken, a server doesn't start.
     """
+    if settings.kafka.bootstrap_servers and settings.postgres.dsn and settings.registry.url:
+        return settings
     say = progress or _nobody
     started: list[Server] = []
     with _lock(settings):
@@ -101,30 +103,24 @@ def status(settings: Settings) -> list[ServerStatus]:
 
 
 def _ensure(settings: Settings, say: Callable[[str], None], started: list[Server]) -> Settings:
-    # both are started before either is waited for: a start is mostly waiting
-    broker = database = None
+    # Kafka is started before PostgreSQL is waited for: a start is mostly waiting
     if settings.kafka.bootstrap_servers is None:
-        say("Kafka")
-        broker = _begin(_broker.server(settings), started)
+        broker = _broker.server(settings, say)
+        broker_run = _begin(broker, say, started)
     if settings.postgres.dsn is None:
-        say("PostgreSQL")
-        database = _begin(_database.server(settings), started)
-        _finish(_database.server(settings), database, started)
-        _database.prepare(settings.home.resolve(), database.port)
-        settings = _with_postgres(settings, database)
-    if broker is not None:
-        _finish(_broker.server(settings), broker, started)
-        settings = _with_kafka(settings, broker)
-    if settings.registry.url is None and _registry.available():
-        say("the schema registry")
-        server = _registry.server(settings)
-        registry = _begin(server, started)
-        _finish(server, registry, started)
-        settings = _with_registry(settings, registry)
+        database = _database.server(settings)
+        run = _finish(database, _begin(database, say, started), started)
+        _database.prepare(database.home, run.port)
+        settings = _with_postgres(settings, run)
+    if settings.kafka.bootstrap_servers is None:
+        settings = _with_kafka(settings, _finish(broker, broker_run, started))
+    if settings.registry.url is None:
+        registry = _registry.server(settings)
+        settings = _with_registry(settings, _finish(registry, _begin(registry, say, started), started))
     return settings
 
 
-def _begin(server: Server, started: list[Server]) -> Run:
+def _begin(server: Server, say: Callable[[str], None], started: list[Server]) -> Run:
     run = _processes.running(server)
     if run is not None and run.details == server.details:
         if server.port not in {0, run.port}:
@@ -133,14 +129,16 @@ def _begin(server: Server, started: list[Server]) -> Run:
                 hint="`caudal down` stops it",
             )
         return run
+    say(f"starting {server.title}")
     started.append(server)
     return _processes.launch(server)
 
 
-def _finish(server: Server, run: Run, started: list[Server]) -> None:
-    _processes.await_ready(server, run)
-    if server.name in {each.name for each in started}:
+def _finish(server: Server, run: Run, started: list[Server]) -> Run:
+    run = _processes.await_ready(server, run)
+    if server in started:
         logger().info(Log.SERVER_STARTED, server=server.name, port=run.port)
+    return run
 
 
 def _lock(settings: Settings) -> FileLock:
@@ -183,17 +181,16 @@ def _with_registry(settings: Settings, run: Run) -> Settings:
 
 def _kafka_status(settings: Settings) -> ServerStatus:
     if settings.kafka.bootstrap_servers is None:
-        return _embedded_status(_broker.server(settings), _jars.kafka_version())
+        return _embedded_status(_broker.server(settings), lambda _run: _jars.kafka_version())
     state: State = "running" if kafka.answers(settings.kafka) else "unreachable"
     return ServerStatus("kafka", embedded=False, state=state, address=settings.kafka.bootstrap_servers)
 
 
 def _postgres_status(settings: Settings) -> ServerStatus:
     if settings.postgres.dsn is None:
-        server = _database.server(settings)
-        run = _processes.running(server)
-        version = _database.version(_with_postgres(settings, run).postgres) if run else None
-        return _embedded_status(server, version)
+        return _embedded_status(
+            _database.server(settings), lambda run: _database.version(_with_postgres(settings, run).postgres)
+        )
     version = _database.version(settings.postgres)
     state: State = "unreachable" if version is None else "running"
     return ServerStatus(
@@ -203,17 +200,19 @@ def _postgres_status(settings: Settings) -> ServerStatus:
 
 def _registry_status(settings: Settings) -> ServerStatus:
     if settings.registry.url is None:
-        return _embedded_status(_registry.server(settings), None)
+        return _embedded_status(_registry.server(settings), lambda _run: None)
     state: State = "running" if _registry.answers(settings.registry.url) else "unreachable"
     return ServerStatus("registry", embedded=False, state=state, address=_registry.address(settings.registry.url))
 
 
-def _embedded_status(server: Server, version: str | None) -> ServerStatus:
+def _embedded_status(server: Server, version: Callable[[Run], str | None]) -> ServerStatus:
     run = _processes.running(server)
     if run is None:
         return ServerStatus(server.name, embedded=True, state="stopped")
-    state: State = "running" if server.answers(run) else "unreachable"
-    return ServerStatus(server.name, True, state, f"{HOST}:{run.port}", version, run.pid)
+    address = f"{HOST}:{run.port}"
+    if not server.answers(run):
+        return ServerStatus(server.name, embedded=True, state="unreachable", address=address, pid=run.pid)
+    return ServerStatus(server.name, True, "running", address, version(run), run.pid)
 
 
 def _nobody(message: str) -> None:

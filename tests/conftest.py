@@ -45,13 +45,8 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The first process ends after all workers: nothing uses the servers any more."""
-    if hasattr(config, "workerinput"):
-        return
-    folder = config.stash[_session_folder]
-    if (folder / "run").exists():
-        embedded.down(_server_settings(folder))
-    shutil.rmtree(folder, ignore_errors=True)
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.stash[_session_folder], ignore_errors=True)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -64,9 +59,15 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
         _skipped.append(report.nodeid)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In CI every test runs: a skipped one fails the run."""
-    if os.environ.get("CI") == "true" and _skipped and not hasattr(session.config, "workerinput"):
+    """Stop the servers, and in CI fail a run that skipped a test. The first process gets here after all workers."""
+    if hasattr(session.config, "workerinput"):
+        return
+    folder = session.config.stash[_session_folder]
+    if (folder / "run").exists():
+        embedded.down(_server_settings(folder))
+    if os.environ.get("CI") == "true" and _skipped:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

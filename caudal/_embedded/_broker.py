@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Callable
 from pathlib import Path
 
 from caudal import kafka
@@ -26,8 +27,6 @@ listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
 log.dirs={data}
 auto.create.topics.enable=false
 num.partitions=8
-# one deliverer's body of CAUDAL_EDGE__MAX_BODY_BYTES fits, with its headers
-message.max.bytes=16777216
 # a single broker holds every replica
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=8
@@ -39,8 +38,9 @@ share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=8
 # consumers start at once, there is nobody to wait for
 group.initial.rebalance.delay.ms=0
-# there is no other broker to hand partitions to before stopping
-controlled.shutdown.enable=false
+# after a crash the broker is let in again when its former session has timed out
+broker.session.timeout.ms=5000
+broker.heartbeat.interval.ms=1000
 # a small machine and a small heap
 num.network.threads=2
 num.io.threads=4
@@ -73,8 +73,8 @@ logger.config.level = warn
 """
 
 
-def server(settings: Settings) -> _processes.Server:
-    """The broker of `settings.home`."""
+def server(settings: Settings, say: Callable[[str], None] | None = None) -> _processes.Server:
+    """The broker of `settings.home`; `say` is told when its jars have to be fetched."""
     home = settings.home.resolve()
     marker = f"-Dcaudal.home={home}"
     return _processes.Server(
@@ -84,7 +84,8 @@ def server(settings: Settings) -> _processes.Server:
         marker=marker,
         port=settings.embedded.kafka_port,
         port_setting="CAUDAL_EMBEDDED__KAFKA_PORT",
-        start=lambda port: _start(settings, home, marker, port),
+        logs=(home / "logs" / "kafka.out", home / "logs" / "kafka.log"),
+        start=lambda port: _start(settings, home, marker, port, say),
         answers=lambda run: _answers(run.port),
     )
 
@@ -94,10 +95,10 @@ def _answers(port: int) -> bool:
     return kafka.answers(KafkaSettings(bootstrap_servers=f"{_processes.HOST}:{port}", options=quiet), timeout_s=2)
 
 
-def _start(settings: Settings, home: Path, marker: str, port: int) -> int:
+def _start(settings: Settings, home: Path, marker: str, port: int, say: Callable[[str], None] | None) -> int:
     java = _java(settings)
     folder = settings.embedded.jars_dir or _jars.default_folder()
-    classpath = ":".join(map(str, _jars.classpath(folder.resolve(), _jars.pinned())))
+    classpath = ":".join(map(str, _jars.classpath(folder.resolve(), _jars.pinned(), say=say)))
     kafka_home = home / "kafka"
     temporary = kafka_home / "tmp"  # compression libraries are unpacked there at every start
     shutil.rmtree(temporary, ignore_errors=True)

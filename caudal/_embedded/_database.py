@@ -42,6 +42,7 @@ def server(settings: Settings) -> _processes.Server:
         marker=marker,
         port=settings.embedded.postgres_port,
         port_setting="CAUDAL_EMBEDDED__POSTGRES_PORT",
+        logs=(home / "logs" / "postgres.out",),
         start=lambda port: _start(home, marker, port),
         answers=lambda run: _answers(home, run.port),
         stop_signals=(signal.SIGINT, signal.SIGQUIT, signal.SIGKILL),  # fast shutdown, immediate shutdown

@@ -23,8 +23,9 @@ __all__ = ["Fetch", "Jar", "classpath", "default_folder", "kafka_version", "pinn
 
 AT_ONCE = 6
 ATTEMPTS = 3
+BACKOFF_S = 0.5
 CHUNK_BYTES = 1 << 16
-TIMEOUT_S = (10.0, 60.0)  # to connect, between two pieces of a body
+TIMEOUT_S = (10.0, 20.0)  # to connect, between two pieces of a body
 
 
 @dataclass(frozen=True)
@@ -71,26 +72,37 @@ def default_folder() -> Path:
     return platformdirs.user_cache_path("caudal") / "jars"
 
 
-def classpath(folder: Path, jars: tuple[Jar, ...], fetch: Fetch | None = None) -> list[Path]:
+def classpath(
+    folder: Path, jars: tuple[Jar, ...], *, fetch: Fetch | None = None, say: Callable[[str], None] | None = None
+) -> list[Path]:
     """The jars' files in `folder`, every one of them checked; what is missing or damaged is fetched first.
 
     Safe to call from several processes at once. A jar gets its name only after its hash was found right.
 
+    Args:
+        folder: where jars are kept.
+        jars: which ones.
+        fetch: where a jar's content comes from; the Maven repository if not given.
+        say: is told that there is something to fetch.
+
     Raises:
         EmbeddedServerFailed: a jar can't be fetched, or what was fetched isn't what was pinned.
     """
-    if _lacking(folder, jars):
-        try:
+    try:
+        if _lacking(folder, jars):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
                 lacking = _lacking(folder, jars)  # another process may have fetched them meanwhile
                 if lacking:
+                    if say is not None:
+                        megabytes = sum(jar.size for jar in lacking) // 1_000_000
+                        say(f"fetching Apache Kafka {kafka_version()}, once: {len(lacking)} files, {megabytes} MB")
                     _fetch_all(folder, lacking, fetch or _from_maven)
-        except OSError as exc:
-            raise EmbeddedServerFailed(
-                f"Kafka's jars can't be kept in {folder}: {exc.strerror or exc}",
-                hint="CAUDAL_EMBEDDED__JARS_DIR names another folder",
-            ) from exc
+    except OSError as exc:
+        raise EmbeddedServerFailed(
+            f"Kafka's jars can't be kept in {folder}: {exc.strerror or exc}",
+            hint="CAUDAL_EMBEDDED__JARS_DIR names another folder",
+        ) from exc
     return [folder / jar.filename for jar in jars]
 
 
@@ -158,7 +170,7 @@ def _fetch_one(folder: Path, jar: Jar, fetch: Fetch, stopped: Event, advance: Ca
                     hint="it is needed once, and kept; check the network and proxy, or put the file into"
                     f" {folder} as {jar.filename}",
                 ) from exc
-            stopped.wait(0.5 * 2**attempt)
+            stopped.wait(BACKOFF_S * 2**attempt)
             continue
         finally:
             if stopped.is_set():

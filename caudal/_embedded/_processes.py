@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ ServerName = Literal["kafka", "postgres", "registry"]
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0  # recovery after a crash counts in; a healthy start takes 1 to 4 s
 GRACE_S = 30.0
+_COMPLAINT = re.compile(r"\b(ERROR|FATAL|PANIC)\b|(Error|Exception)\b")
 _LAUNCHER = '"$@" >&2 & echo $!'
 """The shell leaves at once, so that the server is no child of ours: no zombie when it dies, nothing to wait for."""
 
@@ -50,6 +52,7 @@ class Server:
     marker: str
     port: int
     port_setting: str
+    logs: tuple[Path, ...]
     start: Callable[[int], int]
     answers: Callable[[Run], bool]
     stop_signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGKILL)
@@ -58,10 +61,6 @@ class Server:
     @property
     def run_file(self) -> Path:
         return self.home / "run" / f"{self.name}.json"
-
-    @property
-    def log(self) -> Path:
-        return self.home / "logs" / f"{self.name}.out"
 
 
 def spawn(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, **options: Any) -> int:
@@ -115,6 +114,8 @@ def launch(server: Server) -> Run:
     """
     stop(server, find(server.marker))  # started by someone who was killed before writing it down
     last = recorded(server)
+    if last is not None:
+        _await_end([last.pid])
     port = _choose_port(server, last.port if last else 0)
     run = Run(server.start(port), port, dict(server.details))
     temporary = server.run_file.with_suffix(".new")
@@ -123,25 +124,35 @@ def launch(server: Server) -> Run:
     return run
 
 
-def await_ready(server: Server, run: Run, timeout_s: float = START_TIMEOUT_S) -> None:
+def await_ready(server: Server, run: Run, timeout_s: float = START_TIMEOUT_S) -> Run:
     """Return as soon as the server really answers.
+
+    A free port may be lost to another program before the server takes it, so one that ended gets a second start, on
+    another port.
 
     Raises:
         EmbeddedServerFailed: it ended, or gave no answer in time.
     """
+    starts = 1 if server.port else 2
     deadline = time.monotonic() + timeout_s
     while not (port_taken(run.port) and server.answers(run)):
         if not is_marked(run.pid, server.marker):
-            raise EmbeddedServerFailed(f"{server.title} ended while starting: {_last_lines(server)}", hint=_see(server))
+            starts -= 1
+            if not starts:
+                raise EmbeddedServerFailed(
+                    f"{server.title} ended while starting: {_last_words(server)}", hint=_see(server)
+                )
+            run = launch(server)
         if time.monotonic() > deadline:
             raise EmbeddedServerFailed(
-                f"{server.title} (pid {run.pid}) gives no answer on {HOST}:{run.port} since {timeout_s:.0f} s",
+                f"{server.title} (pid {run.pid}) gave no answer on {HOST}:{run.port} for {timeout_s:.0f} s",
                 hint=_see(server),
             )
         time.sleep(0.02)
+    return run
 
 
-def stop(server: Server, pids: Iterable[int]) -> None:
+def stop(server: Server, pids: Sequence[int]) -> None:
     """End these processes of `server`: asked first, killed when they don't listen.
 
     Raises:
@@ -158,8 +169,26 @@ def stop(server: Server, pids: Iterable[int]) -> None:
                 break
             time.sleep(0.02)
         if not left:
+            _await_end(pids)
             return
     raise EmbeddedServerFailed(f"{server.title} (pid {min(left)}) can't be stopped")
+
+
+def _await_end(pids: Sequence[int]) -> None:
+    """Wait for processes that have lost their memory, command line included, but not yet their port and file locks."""
+    deadline = time.monotonic() + 10
+    while any(map(_is_ending, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _is_ending(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return process.num_threads() > 1  # its first thread is done, others still hold the files
+        return not process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def port_taken(port: int) -> bool:
@@ -193,13 +222,15 @@ def _choose_port(server: Server, last: int) -> int:
     return server.port
 
 
-def _last_lines(server: Server) -> str:
-    try:
-        lines = [line for line in server.log.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        lines = []
-    return " | ".join(lines[-3:])[-500:] or "it said nothing"
+def _last_words(server: Server) -> str:
+    """The latest complaint in the server's logs."""
+    lines: list[str] = []
+    for log in server.logs:
+        if log.exists():
+            lines += log.read_text(errors="replace").splitlines()[-200:]
+    words = [line for line in lines if _COMPLAINT.search(line)] or [line for line in lines if line.strip()]
+    return words[-1].strip()[:400] if words else "it said nothing"
 
 
 def _see(server: Server) -> str:
-    return f"its log is in {server.log.parent}"
+    return f"its logs: {', '.join(map(str, server.logs))}"

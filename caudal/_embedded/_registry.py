@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -30,11 +29,12 @@ def server(settings: Settings) -> _processes.Server:
 
     return _processes.Server(
         name="registry",
-        title="The schema registry",
+        title="the schema registry",
         home=home,
         marker=marker,
         port=settings.registry.port,
         port_setting="CAUDAL_REGISTRY__PORT",
+        logs=(home / "logs" / "registry.out",),
         start=start,
         answers=lambda run: answers(f"http://{_processes.HOST}:{run.port}"),
         # a registry that knows only the broker's former address is of no use
@@ -51,10 +51,6 @@ def answers(url: str) -> bool:
         return exc.code in {401, 403}
     except (OSError, ValueError):
         return False
-
-
-def available() -> bool:
-    return importlib.util.find_spec("caudal.schemas._registry_server") is not None
 
 
 def address(url: str) -> str:
