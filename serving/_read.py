@@ -196,7 +196,7 @@ class Customers:
     def __init__(self, pool: AsyncConnectionPool[Any], settings: KafkaSettings, priority: str) -> None:
         self._pool = pool
         self._changes = kafka.topic(settings, kafka.CHANGES)
-        names = {"schema": "live", "priority": priority}
+        names = {"schema": "live", "priority": priority, "fence": ""}  # one customer: no plan needs a fence
         parts = {
             "offsets": _OFFSETS,
             "provenance": _PROVENANCE.format(**names),

@@ -58,6 +58,7 @@ def server(settings: Settings) -> tuple[uvicorn.Server, socket.socket]:
     Raises:
         BadSettings: the address is taken, or isn't this machine's.
     """
+    app = build(settings)
     host, port = settings.serving.host, settings.serving.port
     try:
         listener = socket.create_server(
@@ -69,7 +70,6 @@ def server(settings: Settings) -> tuple[uvicorn.Server, socket.socket]:
         ) from exc
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)  # accepted connections inherit it
-    app = build(settings)
     config = uvicorn.Config(
         app,
         log_config=None,

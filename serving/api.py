@@ -79,7 +79,8 @@ class _Api:
         self.customers = Customers(self.pool, settings.kafka, priority)
         self.timeline = Timeline(self.pool, settings.kafka)
         self.positions = Positions(self.pool, settings.kafka, settings.serving.min_token_wait_s)
-        self.streams = Streams(settings.kafka, Codec(Registry(settings)))
+        self.registry = Registry(settings)
+        self.streams = Streams(settings.kafka, Codec(self.registry))
         self.readiness = Readiness(self.pool, settings.kafka)
 
 
@@ -96,6 +97,7 @@ def build(settings: Settings) -> FastAPI:
         await api.pool.open(wait=False)  # PostgreSQL may come later: until then answers are 503
         yield
         await api.streams.stop()
+        api.registry.close()
         await api.pool.close()
 
     app = FastAPI(

@@ -6,11 +6,11 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from api_server import running, token_of
 from caudal.projections import VIEWS, _sql, ensure_live
 from caudal.schemas import position
 from caudal.serving.models import CustomerAnswer, CustomersAnswer, TimelineAnswer
@@ -133,27 +133,6 @@ def world(settings):
     world.project(p0=12, p3=4)
     yield world
     world.conn.close()
-
-
-@contextmanager
-def running(settings):
-    server, listener = serving.server(settings)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.005)
-    try:
-        yield "http://{}:{}".format(*listener.getsockname()[:2])
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-def token_of(settings, *scopes, name="tests"):
-    with postgres.connect(settings.postgres, role="tests") as conn:
-        return access.create(conn, name, scopes)[0]
 
 
 @pytest.fixture
