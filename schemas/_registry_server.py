@@ -137,7 +137,7 @@ class _Call:
     def json(self) -> dict[str, Any]:
         try:
             parsed = json.loads(self._body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Refused(400, "Unrecognized token: the body is not JSON") from None
         if not isinstance(parsed, dict):
             raise Refused(400, "Cannot deserialize the body: not an object")

@@ -145,7 +145,7 @@ class State:
 
     def lookup(self, subject: str, schema: str, *, deleted: bool = False) -> Version:
         """The newest version of a subject with this schema."""
-        wanted = canonical(schema)
+        wanted = canonical(compact(schema))
         for version in reversed(self.versions(subject, deleted=deleted)):
             if canonical(version.schema) == wanted:
                 return version
@@ -174,7 +174,8 @@ class State:
 
         The same schema under another subject, or deleted before, keeps its id.
         """
-        wanted, text = canonical(schema), compact(schema)
+        text = compact(schema)
+        wanted = canonical(text)
         known = self._subjects.get(subject, {})
         for version in known.values():
             if not version.deleted and canonical(version.schema) == wanted:

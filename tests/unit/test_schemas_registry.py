@@ -1,0 +1,382 @@
+"""The registry's API over a log in memory: what clients of Confluent's registry may count on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+from caudal.schemas._registry_server import Store, build_over
+from caudal.schemas._types import schema_of
+from caudal.schemas.codec import Codec, Registry
+from starlette.testclient import TestClient
+
+from caudal.errors import BadSchema, BadSettings, BrokerUnavailable, IncompatibleSchema, RegistryUnavailable
+from caudal.settings import Settings
+
+TOPIC = "x.customer.changes"
+Pair = tuple[bytes | None, bytes | None]
+
+
+class Topic:
+    """The `_schemas` topic, shared by those that open it."""
+
+    def __init__(self) -> None:
+        self.pairs: list[Pair] = []
+        self.down = False
+
+    def open(self) -> Log:
+        return Log(self)
+
+
+class Log:
+    def __init__(self, topic: Topic) -> None:
+        self._topic, self._next = topic, 0
+
+    def read(self) -> Iterator[Pair]:
+        if self._topic.down:
+            raise BrokerUnavailable("Kafka can't be reached")
+        while self._next < len(self._topic.pairs):
+            self._next += 1
+            yield self._topic.pairs[self._next - 1]
+
+    def append(self, pairs: Sequence[Pair]) -> None:
+        self._topic.pairs.extend(pairs)
+
+    def close(self) -> None:
+        pass
+
+
+def record(*fields: tuple[str, Any], name: str = "R", **more: Any) -> str:
+    return json.dumps({"type": "record", "name": name, "fields": [{"name": n, "type": t} | more for n, t in fields]})
+
+
+V1 = record(("a", "string"))
+V2 = json.dumps(
+    {
+        "type": "record",
+        "name": "R",
+        "fields": [{"name": "a", "type": "string"}, {"name": "b", "type": "int", "default": 0}],
+    }
+)
+BREAKING = record(("a", "string"), ("b", "int"), ("c", "long"))
+
+
+@pytest.fixture
+def topic() -> Topic:
+    return Topic()
+
+
+@pytest.fixture
+def client(topic: Topic) -> Iterator[TestClient]:
+    with TestClient(build_over(Store(topic.open()))) as client:  # type: ignore[arg-type] # stands in for the Kafka log
+        yield client
+
+
+def register(client: TestClient, subject: str, schema: str) -> int:
+    answer = client.post(f"/subjects/{subject}/versions", json={"schema": schema})
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["id"])
+
+
+def refused(answer: httpx.Response) -> tuple[int, int]:
+    assert answer.headers["content-type"] == "application/vnd.schemaregistry.v1+json"
+    assert answer.json()["message"]
+    return answer.status_code, answer.json()["error_code"]
+
+
+def test_a_schema_is_registered_once_and_found_by_subject_version_and_id(client: TestClient) -> None:
+    assert register(client, "s", V1) == register(client, "s", json.dumps(json.loads(V1), indent=3)) == 1
+    assert register(client, "s", V2) == 2
+    assert client.get("/subjects").json() == ["s"]
+    assert client.get("/subjects/s/versions").json() == [1, 2]
+    latest = client.get("/subjects/s/versions/latest").json()
+    assert (latest["subject"], latest["version"], latest["id"]) == ("s", 2, 2)
+    assert json.loads(latest["schema"]) == json.loads(V2)
+    assert client.get("/subjects/s/versions/1/schema").json() == json.loads(V1)
+    assert json.loads(client.get("/schemas/ids/1").json()["schema"]) == json.loads(V1)
+    assert client.get("/schemas/ids/2/schema").json() == json.loads(V2)
+    assert client.get("/schemas/ids/2/versions").json() == [{"subject": "s", "version": 2}]
+    assert client.post("/subjects/s", json={"schema": V1}).json()["version"] == 1
+    assert client.get("/subjects/s/versions/1/referencedby").json() == []
+    assert client.get("/schemas/types").json() == ["AVRO"]
+    assert client.get("/mode").json() == {"mode": "READWRITE"}
+
+
+def test_the_same_schema_keeps_its_id_under_another_subject(client: TestClient) -> None:
+    first = register(client, "s", V1)
+    spelt_otherwise = '{"fields": [{"type": {"type": "string"}, "name": "a"}], "name": "R", "type": "record"}'
+    assert register(client, "t", spelt_otherwise) == first
+    assert client.get(f"/schemas/ids/{first}/subjects").json() == ["s", "t"]
+
+
+def test_a_change_that_breaks_readers_is_refused_with_the_reason(client: TestClient) -> None:
+    register(client, "s", V1)
+    answer = client.post("/subjects/s/versions", json={"schema": BREAKING})
+    assert refused(answer) == (409, 409)
+    assert "can't read records of version 1" in answer.json()["message"]
+    assert "b, c" in answer.json()["message"]
+    assert client.get("/subjects/s/versions").json() == [1]
+
+
+@pytest.mark.parametrize(
+    ("level", "new", "allowed"),
+    [
+        ("NONE", record(("z", "long")), True),
+        ("BACKWARD", V2, True),
+        ("BACKWARD", BREAKING, False),
+        ("FORWARD", BREAKING, True),
+        ("FORWARD", record(("z", "long")), False),
+        ("FULL", V2, True),
+        ("FULL", BREAKING, False),
+    ],
+)
+def test_each_level_allows_what_it_says(client: TestClient, level: str, new: str, allowed: bool) -> None:
+    register(client, "s", V1)
+    assert client.put("/config/s", json={"compatibility": level.lower()}).json() == {"compatibility": level}
+    test = client.post("/compatibility/subjects/s/versions/latest?verbose=true", json={"schema": new}).json()
+    assert test["is_compatible"] is allowed
+    assert bool(test["messages"]) is not allowed
+    assert (client.post("/subjects/s/versions", json={"schema": new}).status_code == 200) is allowed
+
+
+def test_a_transitive_level_looks_at_every_version(client: TestClient) -> None:
+    register(client, "s", V1)
+    client.put("/config/s", json={"compatibility": "NONE"})
+    register(client, "s", BREAKING)
+    new = record(("a", "string"), ("c", "long"))
+    client.put("/config/s", json={"compatibility": "BACKWARD"})
+    assert client.post("/compatibility/subjects/s/versions", json={"schema": new}).json() == {"is_compatible": True}
+    client.put("/config/s", json={"compatibility": "BACKWARD_TRANSITIVE"})
+    assert client.post("/compatibility/subjects/s/versions", json={"schema": new}).json() == {"is_compatible": False}
+
+
+def test_levels_are_set_and_removed_for_all_and_for_one_subject(client: TestClient) -> None:
+    assert client.get("/config").json() == {"compatibilityLevel": "BACKWARD"}
+    client.put("/config", json={"compatibility": "FULL"})
+    assert client.get("/config").json() == {"compatibilityLevel": "FULL"}
+    assert refused(client.get("/config/s")) == (404, 40408)
+    assert client.get("/config/s?defaultToGlobal=true").json() == {"compatibilityLevel": "FULL"}
+    client.put("/config/s", json={"compatibility": "NONE"})
+    assert client.delete("/config/s").json() == {"compatibilityLevel": "NONE"}
+    assert refused(client.delete("/config/s")) == (404, 40408)
+    assert refused(client.put("/config", json={"compatibility": "SOMETIMES"})) == (422, 42203)
+    client.delete("/config")
+    assert client.get("/config").json() == {"compatibilityLevel": "BACKWARD"}
+
+
+def test_deleting_goes_softly_first_and_for_good_then(client: TestClient) -> None:
+    register(client, "s", V1)
+    register(client, "s", V2)
+    assert refused(client.delete("/subjects/s?permanent=true")) == (404, 40405)
+    assert refused(client.delete("/subjects/s/versions/1?permanent=true")) == (404, 40407)
+    assert client.delete("/subjects/s/versions/1").json() == 1
+    assert refused(client.delete("/subjects/s/versions/1")) == (404, 40406)
+    assert client.get("/subjects/s/versions").json() == [2]
+    assert client.get("/subjects/s/versions?deleted=true").json() == [1, 2]
+    assert client.delete("/subjects/s").json() == [2]
+    assert refused(client.delete("/subjects/s")) == (404, 40404)
+    assert client.get("/subjects").json() == []
+    assert client.get("/subjects?deleted=True").json() == client.get("/subjects?deleted_only=true").json() == ["s"]
+    assert client.get("/schemas/ids/1").status_code == 200, "what was written with it must stay readable"
+    assert client.delete("/subjects/s?permanent=true").json() == [1, 2]
+    assert client.get("/subjects?deleted=true").json() == []
+    assert refused(client.get("/schemas/ids/1")) == (404, 40403)
+
+
+def test_a_schema_deleted_softly_comes_back_as_a_new_version_with_its_id(client: TestClient) -> None:
+    first = register(client, "s", V1)
+    client.delete("/subjects/s")
+    assert register(client, "s", V1) == first
+    assert client.get("/subjects/s/versions").json() == [2]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "expected"),
+    [
+        ("GET", "/subjects/none/versions", None, (404, 40401)),
+        ("GET", "/subjects/none/versions/1", None, (404, 40401)),
+        ("DELETE", "/subjects/none", None, (404, 40401)),
+        ("GET", "/subjects/s/versions/9", None, (404, 40402)),
+        ("GET", "/subjects/s/versions/0", None, (422, 42202)),
+        ("GET", "/subjects/s/versions/newest", None, (422, 42202)),
+        ("GET", "/schemas/ids/99", None, (404, 40403)),
+        ("GET", "/schemas/ids/x", None, (404, 404)),
+        ("POST", "/subjects/s", {"schema": V2}, (404, 40403)),
+        ("POST", "/subjects/s/versions", {"schema": "{"}, (422, 42201)),
+        ("POST", "/subjects/s/versions", {"schema": '{"type":"record"}'}, (422, 42201)),
+        ("POST", "/subjects/s/versions", {"schema": "[" * 5000}, (422, 42201)),
+        ("POST", "/subjects/s/versions", {"schema": V1, "schemaType": "PROTOBUF"}, (422, 42201)),
+        ("POST", "/subjects/s/versions", {"schema": V1, "references": [{"name": "x"}]}, (422, 42201)),
+        ("POST", "/subjects/s/versions", {}, (422, 42201)),
+        ("POST", "/subjects/s/versions", [], (400, 400)),
+        ("GET", "/subjects?offset=x", None, (400, 400)),
+        ("GET", "/nothing", None, (404, 404)),
+        ("PUT", "/subjects", {}, (405, 405)),
+    ],
+)
+def test_a_wrong_request_is_told_by_confluents_code(
+    client: TestClient, method: str, path: str, body: Any, expected: tuple[int, int]
+) -> None:
+    register(client, "s", V1)
+    assert refused(client.request(method, path, json=body)) == expected
+
+
+def test_a_body_that_is_not_json_is_told(client: TestClient) -> None:
+    for body in (b"", b"\xff{", b"[" * 100_000):
+        assert refused(client.post("/subjects/s/versions", content=body)) == (400, 400)
+
+
+def test_lists_come_in_pages(client: TestClient) -> None:
+    for name in "abc":
+        register(client, name, V1)
+    assert client.get("/subjects?offset=1&limit=1").json() == ["b"]
+    assert client.get("/subjects?subjectPrefix=c&limit=-1").json() == ["c"]
+
+
+def test_records_have_the_format_of_the_other_registries(client: TestClient, topic: Topic) -> None:
+    register(client, "s", V1)
+    client.put("/config", json={"compatibility": "FULL"})
+    client.delete("/subjects/s")
+    assert topic.pairs[0][0] == b'{"keytype":"SCHEMA","subject":"s","version":1,"magic":1}'
+    assert json.loads(topic.pairs[0][1] or b"") == {
+        "subject": "s",
+        "version": 1,
+        "id": 1,
+        "schema": V1.replace(": ", ":").replace(", ", ","),
+        "deleted": False,
+    }
+    assert topic.pairs[1] == (
+        b'{"keytype":"CONFIG","subject":null,"magic":0}',
+        b'{"compatibilityLevel":"FULL"}',
+    )
+    assert topic.pairs[2] == (
+        b'{"keytype":"DELETE_SUBJECT","subject":"s","magic":0}',
+        b'{"subject":"s","version":1}',
+    )
+
+
+def test_a_topic_of_another_registry_is_taken_over(topic: Topic) -> None:
+    schema = {"subject": "s", "version": 1, "id": 7, "schema": V1, "deleted": False, "references": []}
+    proto = {
+        "subject": "p",
+        "version": 1,
+        "id": 9,
+        "schema": "message M {}",
+        "schemaType": "PROTOBUF",
+        "deleted": False,
+    }
+    for key, value in (
+        ({"keytype": "NOOP", "magic": 0}, None),
+        ({"keytype": "MODE", "subject": None, "magic": 0}, {"mode": "READWRITE"}),
+        ({"keytype": "SCHEMA", "subject": "s", "version": 1, "magic": 1}, schema),
+        ({"keytype": "SCHEMA", "subject": "p", "version": 1, "magic": 1}, proto),
+        ({"keytype": "SCHEMA", "subject": "gone", "version": 1, "magic": 1}, None),
+        ({"keytype": "CONFIG", "subject": "s", "magic": 0}, {"compatibilityLevel": "NONE"}),
+        ({"keytype": "CONFIG", "subject": "s", "magic": 0}, None),
+    ):
+        topic.pairs.append((json.dumps(key).encode(), None if value is None else json.dumps(value).encode()))
+    topic.pairs += [(None, b"x"), (b"not json", b"{}"), (b"[]", b"{}")]
+    with TestClient(build_over(Store(topic.open()))) as client:  # type: ignore[arg-type] # stands in for the Kafka log
+        assert client.get("/subjects").json() == ["p", "s"]
+        assert client.get("/schemas/ids/9").json() == {"schema": "message M {}", "schemaType": "PROTOBUF"}
+        assert refused(client.post("/subjects/s/versions", json={"schema": BREAKING})) == (409, 409)
+        assert register(client, "new", V2) == 10
+
+
+def test_a_second_registry_sees_what_the_first_wrote(client: TestClient, topic: Topic) -> None:
+    with TestClient(build_over(Store(topic.open()))) as second:  # type: ignore[arg-type] # stands in for the Kafka log
+        register(client, "s", V1)
+        assert second.get("/schemas/ids/1").status_code == 200
+        assert register(second, "s", V2) == 2
+        assert client.get("/subjects/s/versions/2").status_code == 200
+
+
+def test_a_change_is_not_promised_without_kafka(client: TestClient, topic: Topic) -> None:
+    register(client, "s", V1)
+    topic.down = True
+    assert refused(client.post("/subjects/s/versions", json={"schema": V2})) == (500, 50001)
+    assert client.get("/subjects/s/versions/1").status_code == 200, "answers go on without Kafka"
+
+
+# --- our client ---
+
+
+def connected(client: TestClient, **registry: Any) -> Registry:
+    """Our client, talking to the app in memory."""
+    settings = Settings(kafka={"topic_prefix": "x."}, registry={"url": "http://registry", **registry})
+    ours = Registry(settings)
+    ours.close()
+    ours._http = client
+    return ours
+
+
+def test_our_client_registers_what_topics_carry_and_remembers_it(client: TestClient, topic: Topic) -> None:
+    registry = connected(client)
+    registry.register_all(["customer.changes", "customer.profiles"])
+    assert "x.customer.profiles-caudal.CustomerProfile" in client.get("/subjects").json()
+    written = len(topic.pairs)
+    assert written == 12
+    again = registry.id_of(TOPIC, "OrderStated")
+    assert again == connected(client).id_of(TOPIC, "OrderStated")
+    assert len(topic.pairs) == written
+    assert connected(client).schema(again) == schema_of("OrderStated").avro
+    topic.down = True
+    assert registry.schema(again) == schema_of("OrderStated").avro
+
+
+def test_our_client_asks_once_for_an_id_that_nobody_knows(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, asked = connected(client), []
+    request = client.request
+    monkeypatch.setattr(client, "request", lambda *a, **k: (asked.append(a), request(*a, **k))[1])
+    codec = Codec(registry)
+    columns = codec.decode_columns([b"\0\0\0\0\x4dabc"] * 5)
+    assert [index for index, _ in columns.bad] == [0, 1, 2, 3, 4]
+    codec.decode_columns([b"\0\0\0\0\x4dabc"])
+    assert asked == [("GET", "/schemas/ids/77")]
+
+
+def test_our_client_names_the_reason_of_a_refusal(client: TestClient) -> None:
+    register(client, f"{TOPIC}-caudal.events.OrderStated", record(("order_id", "long"), name="OrderStated"))
+    with pytest.raises(IncompatibleSchema, match="can't read records of version 1"):
+        connected(client).id_of(TOPIC, "OrderStated")
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        (httpx.Response(500, json={"error_code": 50001, "message": "no"}), RegistryUnavailable),
+        (httpx.Response(502, text="<html>"), RegistryUnavailable),
+        (httpx.Response(401, json={"message": "no"}), BadSettings),
+        (httpx.Response(422, json={"message": "no"}), BadSchema),
+        (httpx.ConnectError("refused"), RegistryUnavailable),
+        (httpx.ReadTimeout("slow"), RegistryUnavailable),
+    ],
+)
+def test_our_client_sorts_failures_by_what_to_do(response: Any, error: type[Exception]) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        if isinstance(response, Exception):
+            raise response
+        return response  # type: ignore[no-any-return] # one of the two
+
+    registry = Registry(Settings(registry={"url": "http://registry", "username": "u", "password": "p"}))
+    registry._http = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://registry")
+    with pytest.raises(error):
+        registry.id_of(TOPIC, "OrderStated")
+    registry.close()
+
+
+def test_our_client_signs_in_with_the_configured_user() -> None:
+    registry = Registry(Settings(registry={"url": "http://registry/", "username": "u", "password": "p"}))
+    request = registry._http.build_request("GET", "/subjects")
+    (signed,) = [next(registry._http._auth.auth_flow(request))]
+    assert signed.headers["authorization"] == "Basic dTpw"
+    assert str(signed.url) == "http://registry/subjects"
+    registry.close()
+
+
+def test_our_client_needs_an_address() -> None:
+    with pytest.raises(BadSettings, match="no schema registry"):
+        Registry(Settings())
