@@ -12,16 +12,36 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from caudal.processors.rules import Rules
-from caudal.schemas import Evidence, Identifier
+from caudal.schemas import Evidence
 
-__all__ = ["Carrier", "Customer", "Decisions", "Known", "Link", "Member", "Merge", "State", "Statement", "resolve"]
+__all__ = [
+    "Carrier",
+    "Customer",
+    "Decisions",
+    "Key",
+    "Known",
+    "Link",
+    "Member",
+    "Merge",
+    "State",
+    "Statement",
+    "resolve",
+]
 
 CUSTOMERS = uuid.UUID("0b8e2c1d-7a54-5d0e-8f53-9f2b6c3d4e5f")
 """Namespace of customer ids; changing it changes every id that is yet to be given."""
 EVIDENCE_MAX = 5
 """Reasons told with one link; more would say nothing new."""
+
+
+class Key(NamedTuple):
+    """An identifier as a key of dictionaries, which dataclasses hash ten times as slowly."""
+
+    kind: str
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +51,7 @@ class Statement:
     subject: str
     source: str
     at: datetime
-    identifiers: tuple[Identifier, ...]
+    identifiers: tuple[Key, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +87,7 @@ class Member:
     subject: str
     source: str
     known: Known
-    identifiers: tuple[Identifier, ...]
+    identifiers: tuple[Key, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +103,8 @@ class State:
     """
 
     subjects: Mapping[str, Known] = field(default_factory=dict)
-    held: frozenset[tuple[str, Identifier]] = frozenset()
-    carriers: Mapping[Identifier, Sequence[Carrier]] = field(default_factory=dict)
+    held: frozenset[tuple[str, Key]] = frozenset()
+    carriers: Mapping[Key, Sequence[Carrier]] = field(default_factory=dict)
     customers: Mapping[str, Customer] = field(default_factory=dict)
     members: Mapping[str, Sequence[Member]] = field(default_factory=dict)
 
@@ -128,7 +148,7 @@ class Decisions:
 
     links: list[Link] = field(default_factory=list)
     merges: list[Merge] = field(default_factory=list)
-    identifiers: list[tuple[str, Identifier, bool]] = field(default_factory=list)
+    identifiers: list[tuple[str, Key, bool]] = field(default_factory=list)
     expand: set[str] = field(default_factory=set)
 
 
@@ -181,9 +201,9 @@ class _Graph:
         self.rules = rules
         self.of: dict[str, _Node] = {}
         self.nodes: list[_Node] = []
-        self.carried: defaultdict[Identifier, list[tuple[_Node, str]]] = defaultdict(list)
-        self.counts: defaultdict[Identifier, int] = defaultdict(int)
-        self.restated: set[tuple[Identifier, str]] = set()
+        self.carried: defaultdict[Key, list[tuple[_Node, str]]] = defaultdict(list)
+        self.counts: defaultdict[Key, int] = defaultdict(int)
+        self.restated: set[tuple[Key, str]] = set()
         """(value, customer) where a subject that the customer already had states the value now."""
         self.contradicted: set[str] = set()
         self.limits = {kind: most for kind in rules.kinds if (most := rules.most(kind)) is not None}
@@ -204,7 +224,7 @@ class _Graph:
                 node = _Node(member.subject, member.known.created_at, customer_id, member, member.source)
                 self.nodes.append(node)
                 self.of[member.subject] = node
-                for identifier in (*member.identifiers, Identifier(kind="subject", value=member.subject)):
+                for identifier in (*member.identifiers, Key("subject", member.subject)):
                     self._carry(identifier, node, member.subject)
                 for identifier in member.identifiers:
                     if identifier.kind in self.limits:
@@ -214,11 +234,11 @@ class _Graph:
                 if carrier.customer_id in wholes:
                     self._carry(identifier, wholes[carrier.customer_id], carrier.subject, carrier.count)
 
-    def _carry(self, identifier: Identifier, node: _Node, subject: str, count: int = 1) -> None:
+    def _carry(self, identifier: Key, node: _Node, subject: str, count: int = 1) -> None:
         self.carried[identifier].append((node, subject))
         self.counts[identifier] += count
 
-    def state_all(self, statements: Iterable[Statement]) -> list[tuple[str, Identifier, bool]]:
+    def state_all(self, statements: Iterable[Statement]) -> list[tuple[str, Key, bool]]:
         """Take in the new identifiers; those over their own subject's or customer's limit are remembered but don't link."""
         remembered = []
         for statement in statements:
@@ -227,7 +247,7 @@ class _Graph:
             if node is None:
                 node = self.of[subject] = _Node(subject, statement.at, source=statement.source)
                 self.nodes.append(node)
-                self._carry(Identifier(kind="subject", value=subject), node, subject)
+                self._carry(Key("subject", subject), node, subject)
             for identifier in sorted(statement.identifiers, key=self._strength):
                 if (subject, identifier) in self.state.held:
                     continue
@@ -239,7 +259,7 @@ class _Graph:
                         self.restated.add((identifier, node.customer_id))
         return remembered
 
-    def _take(self, node: _Node, identifier: Identifier) -> bool:
+    def _take(self, node: _Node, identifier: Key) -> bool:
         most = self.limits.get(identifier.kind)
         if most is None:
             return True
@@ -253,7 +273,7 @@ class _Graph:
         values.add(identifier.value)
         return True
 
-    def _strength(self, identifier: Identifier) -> tuple[int, str]:
+    def _strength(self, identifier: Key) -> tuple[int, str]:
         return self.rules.priority[identifier.kind], identifier.value
 
     def unite(self) -> None:
@@ -273,7 +293,7 @@ class _Graph:
             for entries in before.values():
                 self._join(identifier, entries)
 
-    def _join(self, identifier: Identifier, entries: Sequence[tuple[_Node, str]]) -> None:
+    def _join(self, identifier: Key, entries: Sequence[tuple[_Node, str]]) -> None:
         heads: list[tuple[_Node, str]] = []
         for node, subject in sorted(entries, key=lambda entry: (entry[0].age, entry[1])):
             root = _root(node)

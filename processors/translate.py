@@ -18,7 +18,7 @@ from caudal.connectors import Delivery
 from caudal.connectors import get as connector_named
 from caudal.processors import rules as identity_rules
 from caudal.processors._links import Connection, Erasure, Links, Mention, Resolved
-from caudal.processors.identity import Link
+from caudal.processors.identity import Key, Link
 from caudal.processors.rules import Rules
 from caudal.schemas import CustomerErased, Event, SubjectDeleted, SubjectLinked
 from caudal.schemas.codec import Codec
@@ -228,9 +228,8 @@ class Translator:
         """Identity for the captures. What PostgreSQL refuses to store is found by bisection and put aside."""
         mentions, erasures = [], []
         for event in chain.from_iterable(capture.events for capture in captures):
-            mentions.append(
-                Mention(event.subject, event.source, event.occurred_at, event.captured_at, event.identifiers)
-            )
+            keys = tuple(Key(identifier.kind, identifier.value) for identifier in event.identifiers)
+            mentions.append(Mention(event.subject, event.source, event.occurred_at, event.captured_at, keys))
             if isinstance(event, SubjectDeleted) and event.kind == "erased":
                 erasures.append(Erasure(event.subject, event.occurred_at, event.scope))
             elif isinstance(event, CustomerErased):

@@ -21,7 +21,7 @@ from captures import (
 )
 from caudal.processors import rules
 from caudal.processors._links import Erasure, Links, Mention
-from caudal.schemas import Identifier
+from caudal.processors.identity import Key
 
 from caudal import postgres
 from caudal.errors import BrokerUnavailable
@@ -51,7 +51,7 @@ def links(settings: Settings):
 
 def says(subject: str, *identifiers: tuple[str, str], at: int = 0) -> Mention:
     moment = T0 + timedelta(seconds=at)
-    found = tuple(Identifier(kind=kind, value=value) for kind, value in identifiers)
+    found = tuple(Key(kind, value) for kind, value in identifiers)
     return Mention(subject, subject.partition(":")[0], moment, moment, found)
 
 

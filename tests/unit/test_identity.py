@@ -13,6 +13,7 @@ from caudal.processors.identity import (
     Carrier,
     Customer,
     Decisions,
+    Key,
     Known,
     Link,
     Member,
@@ -22,7 +23,6 @@ from caudal.processors.identity import (
     resolve,
 )
 from caudal.processors.rules import Kind, Rules
-from caudal.schemas import Identifier
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +37,7 @@ def rules(**kinds: Kind) -> Rules:
 def says(subject: str, *identifiers: str, at: int = 0) -> Statement:
     """`says("shop:customer:1", "email=a@x.com")`."""
     parts = (text.partition("=") for text in identifiers)
-    found = tuple(Identifier(kind=kind, value=value) for kind, _, value in parts)
+    found = tuple(Key(kind, value) for kind, _, value in parts)
     return Statement(subject, subject.partition(":")[0], T0 + timedelta(seconds=at), found)
 
 
@@ -47,7 +47,7 @@ class Store:
 
     rules: Rules
     subjects: dict[str, Link] = field(default_factory=dict)
-    held: dict[tuple[str, Identifier], bool] = field(default_factory=dict)
+    held: dict[tuple[str, Key], bool] = field(default_factory=dict)
     log: list[Link] = field(default_factory=list)
 
     def take(self, *statements: Statement) -> Decisions:
@@ -84,7 +84,7 @@ class Store:
         link = self.subjects[subject]
         return Known(link.customer_id, link.link_seq, link.created_at)
 
-    def _identifiers(self, subject: str) -> tuple[Identifier, ...]:
+    def _identifiers(self, subject: str) -> tuple[Key, ...]:
         return tuple(i for (s, i), links in self.held.items() if s == subject and links)
 
     def _members(self, customer: str) -> list[Member]:
@@ -96,7 +96,7 @@ class Store:
 
     def _state(self, news: Sequence[Statement], members: dict[str, list[Member]]) -> State:
         subjects = {s.subject: self._known(s.subject) for s in news if s.subject in self.subjects}
-        wanted = {i for s in news for i in s.identifiers} | {Identifier(kind="subject", value=s.subject) for s in news}
+        wanted = {i for s in news for i in s.identifiers} | {Key("subject", s.subject) for s in news}
         carriers = {}
         for i in wanted:
             who = [s for (s, held), links in self.held.items() if held == i and links]
@@ -145,9 +145,9 @@ class Store:
 
 def connected(statements: Iterable[Statement]) -> set[frozenset[str]]:
     """The partition by the definition: subjects that share a value, or of which one names the other, are together."""
-    groups: list[tuple[set[str], set[Identifier]]] = []
+    groups: list[tuple[set[str], set[Key]]] = []
     for s in statements:
-        subjects, values = {s.subject}, {*s.identifiers, Identifier(kind="subject", value=s.subject)}
+        subjects, values = {s.subject}, {*s.identifiers, Key("subject", s.subject)}
         rest = []
         for other in groups:
             if other[1] & values:
@@ -161,8 +161,8 @@ def connected(statements: Iterable[Statement]) -> set[frozenset[str]]:
 
 SUBJECTS = st.sampled_from([f"{source}:customer:{n}" for source in ("shop", "crm", "desk") for n in range(4)])
 IDENTIFIERS = st.one_of(
-    st.builds(Identifier, kind=st.sampled_from(["email", "phone", "cpf"]), value=st.sampled_from("abcdef")),
-    st.builds(Identifier, kind=st.just("subject"), value=SUBJECTS),
+    st.builds(Key, st.sampled_from(["email", "phone", "cpf"]), st.sampled_from("abcdef")),
+    st.builds(Key, st.just("subject"), SUBJECTS),
 )
 STATEMENTS = st.lists(
     st.builds(
@@ -301,7 +301,7 @@ def test_a_subject_that_states_a_second_cpf_keeps_the_first_and_remembers_the_ot
     store.take(says("shop:customer:1", "cpf=2"))
     store.take(says("shop:customer:2", "cpf=2"))
     assert len(store.partition()) == 2
-    assert store.held["shop:customer:1", Identifier(kind="cpf", value="2")] is False
+    assert store.held["shop:customer:1", Key("cpf", "2")] is False
 
 
 def test_a_value_that_too_many_share_links_no_more_and_takes_nothing_apart():
