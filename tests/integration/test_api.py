@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from api_server import running, token_of
-from caudal.projections import VIEWS, _sql, ensure_live
+from caudal.projections import ensure_live
 from caudal.schemas import position
 from caudal.serving.models import CustomerAnswer, CustomersAnswer, TimelineAnswer
 from psycopg.types.json import Jsonb
@@ -33,10 +33,9 @@ def at(hours):
 class World:
     """Rows as the projection and the identity step would have written them."""
 
-    def __init__(self, settings):
+    def __init__(self, settings, conn):
         self.settings = settings
-        self.conn = postgres.connect(settings.postgres, role="tests")
-        ensure_live(self.conn)
+        self.conn = conn
         self.seq = 0
 
     def insert(self, table, **values):
@@ -63,12 +62,6 @@ class World:
     def identify(self, subject, kind, value):
         self.insert("hub.identifiers", kind=kind, value=value, subject=subject)
 
-    def refresh(self):
-        for view in VIEWS:
-            self.conn.execute(f"DELETE FROM live.{view.name}")
-            columns = ", ".join(view.columns)
-            self.conn.execute(f"INSERT INTO live.{view.name} ({columns}) {_sql.select(view, 'live', '0')}")
-
     def project(self, **offsets):
         topic = kafka.topic(self.settings.kafka, kafka.CHANGES)
         for partition, offset in offsets.items():
@@ -84,12 +77,18 @@ class World:
             self.conn.execute(
                 f"UPDATE {table} SET customer_id = %s, link_seq = %s WHERE subject = %s", (customer, self.seq, subject)
             )
-        self.refresh()
 
 
 @pytest.fixture
-def world(settings):
-    world = World(settings)
+def conn(settings):
+    with postgres.connect(settings.postgres, role="tests") as conn:
+        ensure_live(conn)
+        yield conn
+
+
+@pytest.fixture
+def world(settings, conn):
+    world = World(settings, conn)
     world.link("shop:customer:1", JOANA)
     world.link("crm:contact:9", JOANA)
     world.link("shop:customer:2", RUI)
@@ -129,10 +128,17 @@ def world(settings):
     world.identify("shop:customer:2", "email", "rui@example.com")
     world.identify("shop:customer:2", "phone", "+5581999990000")
     world.identify("shop:customer:2", "cpf", "52998224725")
-    world.refresh()
+    world.insert(
+        "live.profiles", customer_id=JOANA, sources=["crm", "shop"], name="Joana Prado", email="joana@example.com",
+        phone="+5581999990000", city="Recife", tags=["vip"], attributes=Jsonb({"plan": "gold"}),
+    )  # fmt: skip
+    world.insert("live.profiles", customer_id=RUI, sources=["shop"], name="Rui", attributes=Jsonb({}))
+    world.insert(
+        "live.metrics", customer_id=JOANA, orders_count=1, spend_minor=Jsonb({"BRL": 19000}), open_tickets_count=1
+    )
+    world.insert("live.segment_members", customer_id=JOANA, segment="buyers")
     world.project(p0=12, p3=4)
-    yield world
-    world.conn.close()
+    return world
 
 
 @pytest.fixture
@@ -161,7 +167,7 @@ def test_a_customer_is_told_with_the_source_of_every_value(http):
     assert customer["metrics"]["orders_count"] == 1
     assert customer["metrics"]["spend_minor"] == {"BRL": 19000}
     assert customer["metrics"]["open_tickets_count"] == 1
-    assert "buyers" in [s["segment"] for s in customer["segments"]]
+    assert [s["segment"] for s in customer["segments"]] == ["buyers"]
     assert [(c["state"], c["source"]) for c in customer["consents"]] == [("withdrawn", "shop"), ("granted", "crm")]
     assert [s["subject"] for s in customer["subjects"]] == ["crm:contact:9", "shop:customer:1"]
     assert not any(s["deleted"] for s in customer["subjects"])
@@ -199,9 +205,8 @@ def test_a_customer_whose_subjects_are_all_deleted_shows_no_profile(http):
     assert http.get(f"/customers/{HIDDEN}/timeline?kinds=profile").json()["items"] == []
 
 
-@pytest.mark.parametrize(
-    ("query", "found"),
-    [
+def test_a_customer_is_found_by_any_identifier_however_it_is_written(http):
+    for query, found in (
         ({"email": " Joana@Example.COM "}, [JOANA]),
         ({"phone": "(81) 99999-0000"}, [JOANA, RUI]),
         ({"cpf": "529.982.247-25"}, [RUI]),
@@ -209,12 +214,10 @@ def test_a_customer_whose_subjects_are_all_deleted_shows_no_profile(http):
         ({"email": "nobody@example.com"}, []),
         ({"external_id": "x"}, []),
         ({"subject": "shop:customer:999"}, []),
-    ],
-)
-def test_a_customer_is_found_by_any_identifier_however_it_is_written(http, query, found):
-    answer = http.get("/customers", params=query)
-    CustomersAnswer.model_validate_json(answer.content)
-    assert [c["customer_id"] for c in answer.json()["customers"]] == [str(i) for i in found]
+    ):
+        answer = http.get("/customers", params=query)
+        CustomersAnswer.model_validate_json(answer.content)
+        assert [c["customer_id"] for c in answer.json()["customers"]] == [str(i) for i in found], query
 
 
 def test_the_old_id_of_a_merged_customer_leads_to_the_new_one_also_after_another_merge(world, http):
