@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from caudal.errors import Fatal
 from caudal.telemetry import Log, logger
@@ -60,6 +62,12 @@ class Supervisor:
     """Starts the groups in order, restarts a child that ends, stops the groups in reverse order.
 
     Not for use from several threads at once.
+
+    Args:
+        groups: names of the children, see `members`.
+        env: the children's environment; this process's own unless given.
+        command: the command line of a child.
+        log: file for what the children write; this process's standard output and error unless given.
     """
 
     def __init__(
@@ -67,10 +75,12 @@ class Supervisor:
         groups: Sequence[Sequence[str]],
         env: Mapping[str, str] | None = None,
         command: Callable[[str], list[str]] = command,
+        log: Path | None = None,
     ) -> None:
         self._groups = [[_Child(name) for name in group] for group in groups]
         self._env = None if env is None else dict(env)
         self._command = command
+        self._log = log
         self._lifeline = list(os.pipe())
 
     def start(self) -> None:
@@ -151,16 +161,23 @@ class Supervisor:
         """Process ids of the children that run now."""
         return {child.name: child.process.pid for child in self._children() if child.process and child.running}
 
+    def restarts(self) -> dict[str, int]:
+        """How often each child was started again."""
+        return {child.name: child.restarts for child in self._children()}
+
     def _children(self) -> list[_Child]:
         return [child for group in self._groups for child in group]
 
     def _spawn(self, child: _Child) -> None:
-        child.process = subprocess.Popen(  # noqa: S603 - our own command line
-            self._command(child.name),
-            stdin=self._lifeline[0],
-            env=self._env,
-            start_new_session=True,  # the terminal's Ctrl-C reaches the parent only, which stops the children in order
-        )
+        with self._log.open("ab") if self._log else nullcontext() as output:
+            child.process = subprocess.Popen(  # noqa: S603 - our own command line
+                self._command(child.name),
+                stdin=self._lifeline[0],
+                stdout=output,
+                stderr=output,
+                env=self._env,
+                start_new_session=True,  # the terminal's Ctrl-C reaches the parent only, which stops the children in order
+            )
         child.started = time.monotonic()
         child.restart_at = None
         logger().info(Log.PROCESS_STARTED, process=child.name, pid=child.process.pid)

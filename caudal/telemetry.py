@@ -98,7 +98,7 @@ def configure_logging(level: str = "info", *, json: bool | None = None, **labels
     renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[
-            lambda _logger, _method, event: {**labels, **event},
+            lambda _logger, _method, event: {**event, **labels},
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

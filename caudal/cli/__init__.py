@@ -13,6 +13,7 @@ import typer
 from caudal import __version__
 from caudal.cli import connectors, customers, servers, sources, tokens, topics
 from caudal.cli._output import complain, examples, exit_status
+from caudal.cli.demo import demo
 from caudal.cli.run import run
 from caudal.errors import CaudalError
 
@@ -48,6 +49,7 @@ servers.register(app)
 app.command(
     epilog=examples("caudal run", "caudal run --workers 2", "caudal run --role edge"),
 )(run)
+app.command(epilog=examples("caudal demo", "caudal demo --once", "caudal demo --once --json"))(demo)
 connectors.register(app)
 topics.register(app)
 app.add_typer(sources.app, name="sources")

@@ -37,8 +37,8 @@ __all__ = [
     "table",
 ]
 
-NEGATIVE, DATA_ERROR, UNAVAILABLE, FAILED, CONFIGURATION_ERROR = 1, 65, 69, 70, 78
-"""Exit statuses, after sysexits.h; 2 is a wrong command line and 130 an interrupt."""
+NEGATIVE, DATA_ERROR, UNAVAILABLE, FAILED, CONFIGURATION_ERROR, INTERRUPTED = 1, 65, 69, 70, 78, 130
+"""Exit statuses, after sysexits.h; 2 is a wrong command line."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
