@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import platformdirs
 from filelock import FileLock
@@ -53,8 +54,13 @@ Fetch = Callable[[Jar], Iterable[bytes]]
 @cache
 def _pins() -> tuple[str, tuple[Jar, ...]]:
     pins = tomllib.loads((Path(__file__).parent / "jars.toml").read_text())
-    jars = tuple(Jar(*name.split(":"), pin["size"], pin["sha256"]) for name, pin in pins["jars"].items())
+    jars = tuple(_jar(name, pin) for name, pin in pins["jars"].items())
     return pins["kafka"], jars
+
+
+def _jar(coordinates: str, pin: dict[str, Any]) -> Jar:
+    group, artifact, version = coordinates.split(":")
+    return Jar(group, artifact, version, pin["size"], pin["sha256"])
 
 
 def kafka_version() -> str:
