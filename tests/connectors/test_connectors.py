@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import fastavro
 import pytest
@@ -104,6 +105,23 @@ def test_subjects_and_identifiers_are_well_formed(path: Path) -> None:
             assert identifier.value == identifier.value.strip() != ""
 
 
+@each_sample
+def test_a_payload_of_others_names_its_licence_and_is_listed(path: Path) -> None:
+    origin = sample(path).get("origin")
+    if origin is None:
+        return
+    repository, licence = (
+        origin.partition("@")[0],
+        re.search(r"\((MIT|Apache-2\.0|BSD-[23]-Clause|ISC|CC0-1\.0)\)", origin),
+    )
+    assert licence is not None
+    listed = [
+        line for line in (HERE / "README.md").read_text(encoding="utf-8").splitlines() if f"[{repository}](" in line
+    ]
+    assert len(listed) == 1
+    assert path.parent.name in listed[0]
+
+
 @each_connector
 def test_every_kind_has_a_sample_with_events(name: str) -> None:
     connector, seen = registry()[name], set()
@@ -147,7 +165,7 @@ def test_a_damaged_payload_raises_only_poison_and_tells_nothing_of_it(path: Path
     connector, original = registry()[path.parent.name], copy.deepcopy(sample(path)["delivery"]["body"])
     secrets = {text for text in texts(original) if re.search(r"@|\d{5}| ", text)} | {"canary"}
     sound = connector.translate(delivery(path))
-    for damaged in mutations(original):
+    for damaged in mutations(original, crc32(path.name.encode())):
         events, error = attempt(connector, delivery(path, damaged))
         for event in events:
             if event not in sound:
@@ -164,15 +182,16 @@ def attempt(connector: Connector, given: Delivery) -> tuple[list[Event], Poison 
         return [], exc
 
 
-def mutations(value: Any) -> Iterator[Any]:
+def mutations(value: Any, seed: int) -> Iterator[Any]:
     """The JSON value with one thing dropped, nulled or replaced; of lists, the first item stands for all.
 
-    Each place gets five of the wrong values in turn, which together get everywhere. The value is changed in place and mended.
+    Each place gets three of the wrong values in turn; over places and samples they all get everywhere. The value is changed in
+    place and mended.
     """
     yield from ([], {}, "x", 1)
-    for turn, (parent, key) in enumerate(places(value)):
+    for turn, (parent, key) in enumerate(places(value), seed):
         kept = parent[key]
-        for wrong in [None, *(WRONG[(turn * 5 + step) % len(WRONG)] for step in range(5))]:
+        for wrong in [None, *(WRONG[(turn * 3 + step) % len(WRONG)] for step in range(3))]:
             parent[key] = wrong
             yield value
         del parent[key]
