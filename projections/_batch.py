@@ -39,8 +39,8 @@ class Message(Protocol):
 
 
 def bit(name: str) -> int:
-    """The bit of a fact in the `facts` masks."""
-    return 1 << next(i for i, fact in enumerate(FACTS) if fact.name == name)
+    """The bit of a fact, or of the links, in the `facts` masks."""
+    return LINKED if name == "links" else 1 << next(i for i, fact in enumerate(FACTS) if fact.name == name)
 
 
 def stripe(customer_id: str) -> int:

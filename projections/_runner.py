@@ -56,7 +56,7 @@ a batch grow with the history."""
 
 def _mask(view: View) -> int:
     """Which facts touch a view: those it reads, and those that the views it reads do."""
-    mask = LINKED
+    mask = 0
     for name in view.reads:
         mask |= _mask(_VIEWS[name]) if name in _VIEWS else bit(name)
     return mask
@@ -195,8 +195,8 @@ class Runner:
                 return [], []
             self._stage(cur, batch)
             self._lock(cur, stripes)
-            cur.execute(run["links"])
-            moved = [str(customer) for was, now in cur.fetchall() if was is not None for customer in (was, now)]
+            cur.execute(run["links"], {"linked": LINKED, "all": ALL})
+            moved = [customer for (customer,) in cur.fetchall()]
             if batch.gone:
                 cur.execute(run["gone"])
             cur.execute(run["any_erased"])

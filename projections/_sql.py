@@ -112,6 +112,7 @@ def stage_ddl(fact: Fact) -> str:
 
 
 LINKS_UPSERT = """
+    WITH written AS (
     INSERT INTO {schema}.links AS l (subject, source, customer_id, link_seq)
     SELECT DISTINCT ON (s.subject) s.subject, split_part(s.subject, ':', 1), s.customer_id::uuid, s.link_seq
     FROM stage_subjects s LEFT JOIN LATERAL (SELECT * FROM {schema}.links x WHERE x.subject = s.subject OFFSET 0) l ON true
@@ -119,9 +120,14 @@ LINKS_UPSERT = """
     ORDER BY s.subject, s.link_seq DESC, s.customer_id
     ON CONFLICT (subject) DO UPDATE SET customer_id = excluded.customer_id, link_seq = excluded.link_seq
     WHERE l.link_seq < excluded.link_seq
-    RETURNING old.customer_id AS was, new.customer_id AS now
+    RETURNING new.subject AS subject, old.customer_id AS was
+    ), noted AS (
+        INSERT INTO stage_moved (subject, facts)
+        SELECT subject, CASE WHEN was IS NULL THEN %(linked)s::int ELSE %(all)s::int END FROM written
+    )
+    SELECT was::text FROM written WHERE was IS NOT NULL
 """
-"""The newest seq of a subject wins; `was` is null for a new subject."""
+"""The newest seq of a subject wins. Gives the customers that lost a subject; with a moved subject everything known of it moves."""
 
 GONE_UPSERT = """
     UPDATE {schema}.links l
@@ -307,7 +313,8 @@ def _ctes(view: View, schema: str, restriction: str) -> str:
 
 def select(view: View, schema: str, priority: str) -> str:
     """The view's SELECT over all customers: what a rebuild runs, and what a test compares with."""
-    return f"WITH {_ctes(view, schema, '')} {view.select.format(schema=schema, priority=priority, fence='')}"
+    fresh = view.select.format(schema=schema, priority=priority, fence="")
+    return f"WITH {_ctes(view, schema, '')} SELECT {', '.join(view.columns)} FROM ({fresh}) fresh"
 
 
 def refresh(view: View, schema: str, priority: str, mask: int) -> str:
@@ -341,7 +348,11 @@ def refresh(view: View, schema: str, priority: str, mask: int) -> str:
             ) has
             WHERE t.{restriction} AND NOT (had.set @> has.set AND has.set @> had.set)
         ), gone AS (
-            DELETE FROM {table} m USING diff d WHERE m.customer_id = d.customer_id AND m.{value} <> ALL (d.has)
+            DELETE FROM {table} WHERE ctid = ANY (ARRAY(
+                SELECT m.ctid FROM diff d
+                CROSS JOIN LATERAL (SELECT x.ctid, x.{value} FROM {table} x WHERE x.customer_id = d.customer_id {FENCE}) m
+                WHERE m.{value} <> ALL (d.has)
+            ))
         ), came AS (
             INSERT INTO {table} ({columns})
             SELECT d.customer_id, v.value FROM diff d, unnest(d.has) v(value) WHERE v.value <> ALL (d.had) ORDER BY 1, 2
@@ -369,10 +380,12 @@ def remove(view: View, schema: str, priority: str) -> str:
     Only needed after moves and deletions.
     """
     return f"""WITH {_ctes(view, schema, "true")}
-        DELETE FROM {schema}.{view.name} v USING touched t
-        WHERE v.customer_id = t.customer_id
-          AND v.customer_id NOT IN (SELECT customer_id FROM ({view.select.format(schema=schema, priority=priority, fence=FENCE)}) fresh)
-        RETURNING v.customer_id"""
+        DELETE FROM {schema}.{view.name} WHERE ctid = ANY (ARRAY(
+            SELECT v.ctid FROM touched t
+            CROSS JOIN LATERAL (SELECT ctid FROM {schema}.{view.name} x WHERE x.customer_id = t.customer_id {FENCE}) v
+            WHERE t.customer_id NOT IN (SELECT customer_id FROM ({view.select.format(schema=schema, priority=priority, fence=FENCE)}) fresh)
+        ))
+        RETURNING customer_id"""
 
 
 def priority_sql(priorities: Mapping[str, int]) -> str:

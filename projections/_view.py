@@ -15,7 +15,8 @@ class View:
         name: the table.
         key: its primary key; the first column is `customer_id`.
         columns: column → SQL type, in the order of the SELECT.
-        reads: the facts (or views) whose change touches a customer's rows; every view also follows the links.
+        reads: the facts or views whose change touches a customer's rows. Moved subjects touch every view; `links` is named by a view
+            that a subject without any facts changes.
         select: the SELECT. It starts from the CTE `subjects(customer_id, subject, source, deleted_at)` (or, for a view of views, from
             `customers(customer_id)`), which the runner restricts to the touched customers, and a rebuild doesn't. `{schema}` is the
             schema that holds the facts; `{priority}` is an SQL expression for a source's priority over the column `source`. Facts

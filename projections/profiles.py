@@ -45,7 +45,7 @@ profiles = View(
     name="profiles",
     key=("customer_id",),
     columns={"customer_id": "uuid", "sources": "text[]", **FIELDS, "attributes": "jsonb"},
-    reads=("profile_statements", "profile_attributes", "corrections"),
+    reads=("links", "profile_statements", "profile_attributes", "corrections"),
     topic="customer.profiles",
     select=f"""
         SELECT customer_id, array_agg(DISTINCT source ORDER BY source) FILTER (WHERE source IS NOT NULL) AS sources,
@@ -69,7 +69,7 @@ PROVENANCE = f"""
     WITH subjects AS (
         SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at
         FROM {{schema}}.links WHERE customer_id = %(customer_id)s
-    ), statements AS ({_STATEMENTS.replace('{fence}', '')})
+    ), statements AS ({_STATEMENTS.replace("{fence}", "")})
     SELECT DISTINCT ON (field) field, coalesce(source, 'correction') AS source, subject, occurred_at AS since
     FROM statements CROSS JOIN LATERAL (VALUES {", ".join(f"('{name}', {name} IS NOT NULL)" for name in FIELDS)}) v(field, present)
     WHERE present

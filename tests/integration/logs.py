@@ -1,0 +1,99 @@
+"""Logs of customer.changes for tests: events as messages on made-up partitions, applied through the real runner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import psycopg
+from caudal.projections import FACTS, LIVE, VIEWS, Runner, select_sql
+from caudal.schemas import Event
+from caudal.schemas.codec import Codec
+
+from caudal import postgres
+from caudal.settings import Settings
+
+TABLES = ("links", *(f.name for f in FACTS), *(f"{f.name}_parts" for f in FACTS if f.partial), *(v.name for v in VIEWS))
+PARTITIONS = 4
+
+
+@dataclass(frozen=True)
+class Record:
+    """A message as the runner reads it."""
+
+    place: tuple[int, int]
+    data: bytes
+    customer: str = ""
+
+    def topic(self) -> str:
+        return "customer.changes"
+
+    def partition(self) -> int:
+        return self.place[0]
+
+    def offset(self) -> int:
+        return self.place[1]
+
+    def key(self) -> bytes:
+        return self.customer.encode()
+
+    def value(self) -> bytes:
+        return self.data
+
+
+def records(codec: Codec, events: Sequence[Event], *, start: dict[int, int] | None = None) -> list[Record]:
+    """Events in order, each on its customer's partition."""
+    ends = start if start is not None else {}
+    made = []
+    for event in events:
+        partition = crc32(event.customer_id.encode()) % PARTITIONS
+        offset = ends.get(partition, 0)
+        ends[partition] = offset + 1
+        made.append(Record((partition, offset), codec.encode_event(event), event.customer_id))
+    return made
+
+
+def apply(runner: Runner, log: Sequence[Record], sizes: Sequence[int] = ()) -> None:
+    """Apply a log in batches of the given sizes (the last size repeats; none: all at once)."""
+    at, turn = 0, 0
+    while at < len(log):
+        size = sizes[min(turn, len(sizes) - 1)] if sizes else len(log)
+        runner.apply(runner.decode(log[at : at + size]))
+        at, turn = at + size, turn + 1
+
+
+def clear(conn: psycopg.Connection[Any]) -> None:
+    """Empty the live schema and forget the offsets."""
+    tables = ", ".join(f"{LIVE}.{name}" for name in (*TABLES, "stated_sets"))
+    conn.execute(f"TRUNCATE {tables}, hub.offsets, hub.outbox")
+
+
+def contents(conn: psycopg.Connection[Any]) -> dict[str, list[str]]:
+    """Every row of every table as text, sorted: two runs are equal when these are."""
+    return {
+        name: [
+            row
+            for (row,) in conn.execute(f'SELECT t::text FROM {LIVE}.{name} t ORDER BY t::text COLLATE "C"').fetchall()
+        ]
+        for name in TABLES
+    }
+
+
+def rebuilt(conn: psycopg.Connection[Any]) -> dict[str, tuple[list[Any], list[Any]]]:
+    """For each view the rows that only the table has, and those that only its SELECT over all facts has."""
+    differences = {}
+    for view in VIEWS:
+        columns = ", ".join(view.columns)
+        select = f"SELECT {columns} FROM ({select_sql(view, LIVE, '0')}) fresh"
+        table = f"SELECT {columns} FROM {LIVE}.{view.name}"
+        differences[view.name] = (
+            conn.execute(f"({table}) EXCEPT ({select})").fetchall(),
+            conn.execute(f"({select}) EXCEPT ({table})").fetchall(),
+        )
+    return differences
+
+
+def connect(settings: Settings) -> psycopg.Connection[Any]:
+    return postgres.connect(settings.postgres, role="tests")
