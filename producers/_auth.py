@@ -14,7 +14,7 @@ from caudal.sources import Source
 
 __all__ = ["authentic", "without_credentials"]
 
-_CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
+_CREDENTIALS = ("authorization", "cookie", "proxy-authorization")
 
 
 def authentic(
@@ -50,8 +50,12 @@ def authentic(
 
 def without_credentials(source: Source, headers: Mapping[str, str]) -> dict[str, str]:
     """The headers that may be stored. Signatures may: they prove one body and open nothing."""
-    own = (source.header or "").lower()
-    return {name: value for name, value in headers.items() if name not in _CREDENTIALS and name != own}
+    kept = dict(headers)
+    for name in _CREDENTIALS:
+        kept.pop(name, None)
+    if source.header is not None:
+        kept.pop(source.header.lower(), None)
+    return kept
 
 
 def _basic(headers: Mapping[str, str]) -> str:

