@@ -381,3 +381,14 @@ def test_a_taken_port_is_told_with_what_to_do(settings):
         taken = settings.serving.model_copy(update={"port": other.getsockname()[1]})
         with pytest.raises(BadSettings, match="CAUDAL_SERVING__PORT"):
             serving.server(settings.model_copy(update={"serving": taken}))
+
+
+def test_lost_connections_are_replaced_before_a_request_notices(world, http):
+    assert http.get(f"/customers/{JOANA}").status_code == 200
+    time.sleep(1.1)
+    lost = world.conn.execute(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+        "WHERE application_name = 'caudal api' AND datname = current_database()"
+    ).fetchone()
+    assert lost[0] >= 1
+    assert http.get(f"/customers/{JOANA}").status_code == 200

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,13 +22,14 @@ TOKEN = "cdl_" + "A" * 43
 EVERYTHING = frozenset({"admin"})
 
 
-@pytest.fixture
-def app(tmp_path):
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api")
     # nothing listens there: what is answered is answered without servers
     return build(
         caudal_settings.load(
-            home=tmp_path,
-            config_file=tmp_path / "caudal.toml",
+            home=folder,
+            config_file=folder / "caudal.toml",
             kafka={"bootstrap_servers": "127.0.0.1:1"},
             postgres={"dsn": "postgresql://127.0.0.1:1/none"},
             registry={"url": "http://127.0.0.1:1"},
@@ -260,3 +263,13 @@ def test_a_position_of_the_stream_is_reflected_by_every_read():
 def test_a_token_of_foreign_topics_is_no_goal():
     with pytest.raises(Problem, match="invalid_token_vector"):
         _Goal({"other": {0: 1}})
+
+
+def test_the_docs_name_every_code_scope_topic_and_kind():
+    root = Path(__file__).parents[2]
+    source = "".join(path.read_text("utf-8") for path in (root / "serving").glob("*.py"))
+    codes = set(re.findall(r'Problem\(\s*\d{3},\s*"([a-z_]+)"', source))
+    assert {"no_token", "customer_erased", "token_not_reached", "views_missing"} <= codes
+    page = (root / "docs" / "api.md").read_text("utf-8")
+    for word in [*codes, *access.Scope, *_read.KINDS, kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS]:
+        assert f"`{word}`" in page, word
