@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 from caudal.projections import PROVENANCE
+from caudal.projections.profiles import FIELDS
 from caudal.schemas import position
 from psycopg_pool import AsyncConnectionPool
 
@@ -295,8 +296,8 @@ def _customer(row: tuple[Any, ...]) -> Answer:
         unknown = {"source": None, "subject": None, "since": None}
         fields = {
             name: {"value": value, **(provenance or {}).get(name, unknown)}
-            for name, value in profile.items()
-            if name not in {"customer_id", "sources", "attributes"} and value is not None
+            for name in FIELDS
+            if (value := profile[name]) is not None
         }
         fields["attributes"] = {
             name: {"value": value, **(attributes or {}).get(name, unknown)}
