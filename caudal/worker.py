@@ -106,6 +106,7 @@ class _Worker:
         except asyncio.CancelledError:
             raise
         except Exception as exc:
+            logger().exception(Log.PROCESS_FAILED, process="worker", step="start", error=type(exc).__name__)
             self._end(Fatal(f"the Faust app could not start: {type(exc).__name__}"))
             raise
         if app.crash_reason is not None:
@@ -314,13 +315,14 @@ def _pattern(prefix: str) -> str:
 
 def _channel_class(faust: Any) -> Any:
     """A channel whose queue Faust's flow control leaves alone: that one follows the state of Faust's own consumer."""
-    from mode.utils.queues import ThrowableQueue
+    from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
     class BatchChannel(faust.Channel):  # type: ignore[misc]  # faust is imported when it is needed
         @property
         def queue(self) -> Any:
             if self._queue is None:
-                self._queue = ThrowableQueue(maxsize=0)  # the pump bounds what is under way
+                open_ = FlowControlEvent(initially_suspended=False)
+                self._queue = ThrowableQueue(maxsize=0, flow_control=open_)  # the pump bounds what is under way
             return self._queue
 
     return BatchChannel

@@ -82,6 +82,8 @@ class Links:
         Raises:
             DatabaseUnavailable: nothing is decided; try again.
         """
+        if not mentions:
+            return Resolved({})
         with postgres.translated():
             db = self._connection()
             stated = _Stated(mentions, erasures)
@@ -426,7 +428,7 @@ def _unpublished(db: Connection, subjects: Sequence[str]) -> tuple[list[Link], l
             f"""SELECT batch FROM hub.unpublished_links u
                 WHERE created_at < clock_timestamp() - make_interval(secs => %s)
                    OR EXISTS (SELECT FROM {_table("subject")} WHERE subject = ANY(u.subjects))""",
-            (STALE_S, *_json([(subject,) for subject in subjects] or [(None,)])),
+            (STALE_S, orjson.dumps(list(subjects)).decode()),
         )
     ]
     if not batches:
@@ -464,4 +466,5 @@ def _table(*columns: str) -> str:
 
 def _json(rows: Sequence[tuple[Any, ...]]) -> list[str]:
     """The parameters of `_table`; there is at least one row."""
+    assert rows
     return [orjson.dumps(column).decode() for column in zip(*rows, strict=True)]

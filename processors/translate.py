@@ -236,7 +236,7 @@ class Translator:
                 erasures.append(Erasure(event.subject, event.occurred_at, "customer"))
         try:
             return self._links.resolve(mentions, erasures)
-        except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, ValueError) as exc:
+        except (psycopg.DataError, psycopg.IntegrityError, ValueError) as exc:
             if len(captures) == 1:
                 capture = captures[0]
                 capture.poison = UnusableEvent(f"PostgreSQL can't store the subject's identity ({type(exc).__name__})")
