@@ -268,6 +268,8 @@ def _converter(writer: Type, reader: Type) -> Convert:
         return convert_map
     if (writer.kind, reader.kind) not in _PROMOTIONS and writer.kind != reader.kind:
         raise ValueError(f"{writer.kind} can't be read as {reader.kind}")
+    if writer.arrow(raw=True) == target:
+        return lambda array: array
     if reader.kind == "timestamp":
         return lambda array: array.view(target)
     if reader.kind == "date":

@@ -85,3 +85,4 @@ class Log:
     def close(self) -> None:
         """Leave the brokers."""
         self._consumer.close()
+        del self._producer  # librdkafka closes it with its last reference

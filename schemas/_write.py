@@ -7,7 +7,7 @@ validating the value against each: for a wide event of mostly nulls that costs s
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -28,7 +28,7 @@ _MISSING: Any = object()
 
 
 def record_writer(tree: Type) -> Callable[[Any], bytes]:
-    """A function from a record's value, an event or a mapping, to its bytes; a mapping's missing names take the defaults.
+    """A function from a record's value, an event or a dict, to its bytes; a dict's missing names take the defaults.
 
     The function raises UnusableEvent for values that the schema can't hold; its text names the field, never the value.
     """
@@ -48,7 +48,7 @@ def _record(tree: Type) -> Write:
     def write(value: Any, out: bytearray) -> None:
         name = ""
         try:
-            if isinstance(value, Mapping):
+            if isinstance(value, dict):
                 for name, part, default in parts:
                     part(value.get(name, default), out)
             else:
@@ -83,24 +83,21 @@ def _blocks(tree: Type) -> Write:
     item = _writer(tree.items)
 
     def array(value: Any, out: bytearray) -> None:
+        if not isinstance(value, (tuple, list)):
+            raise TypeError
         if value:
-            if isinstance(value, (str, bytes, Mapping)):
-                raise TypeError
             _long(len(value), out)
             for one in value:
                 item(one, out)
-        elif value is None:
-            raise TypeError
         out.append(0)
 
     def mapping(value: Any, out: bytearray) -> None:
-        if value:
-            _long(len(value), out)
-            for key, one in value.items():
+        pairs = value.items()
+        if pairs:
+            _long(len(pairs), out)
+            for key, one in pairs:
                 _string(key, out)
                 item(one, out)
-        elif value is None:
-            raise TypeError
         out.append(0)
 
     return array if tree.kind == "array" else mapping

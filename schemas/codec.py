@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,7 +98,7 @@ class Codec:
             RegistryUnavailable: the schema's id isn't known yet and the registry can't be reached.
         """
         header, write = self._writer(topic, record)
-        return header + write(values)
+        return header + write(dict(values))
 
     def encode_columns(self, topic: str, record: str, batch: pa.RecordBatch) -> list[bytes]:
         """Each row as a message on `topic` (full name). The batch has the record's columns, in any order.
@@ -134,22 +135,19 @@ class Codec:
         Raises:
             RegistryUnavailable: a schema's id isn't known yet and the registry can't be reached.
         """
-        groups: dict[bytes, tuple[list[int], list[bytes]]] = {}
         size = _HEADER.size
-        for index, value in enumerate(values):
-            header = value[:size] if value else b""
-            group = groups.get(header)
-            if group is None:
-                group = groups[header] = ([], [])
-            group[0].append(index)
-            group[1].append(value[size:] if value else b"")
+        if None in values:  # tombstones
+            values = [value or b"" for value in values]
+        groups: defaultdict[bytes, list[int]] = defaultdict(list)
+        for index, header in enumerate([value[:size] for value in values]):
+            groups[header].append(index)
         columns = Columns()
-        for header, (positions, payloads) in groups.items():
+        for header, positions in groups.items():
             known = self._schema_of(header)
             if isinstance(known, UndecodableRecord):
                 columns.bad.extend((position, known) for position in positions)
                 continue
-            batch, bad = known.columns(payloads)
+            batch, bad = known.columns([values[position][size:] for position in positions])
             if bad:
                 faults = [
                     (positions[i], UndecodableRecord(f"not a {known.record}: {reason}")) for i, reason in bad.items()

@@ -319,6 +319,7 @@ def test_schemas_that_are_not_ours_are_put_aside(schema: dict[str, Any]) -> None
         ({"status": 5}, "status"),
         ({"order_id": None}, "order_id"),
         ({"tags": "vip"}, "tags"),
+        ({"cleared": ""}, "cleared"),
         ({"lines": (OrderLine(line_id="l", quantity=2**31, unit_price_minor=1),)}, "lines.quantity"),
     ],
 )

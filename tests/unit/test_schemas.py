@@ -18,6 +18,7 @@ from caudal.schemas._compatibility import faults
 from caudal.schemas._reference import page
 from caudal.schemas._types import FOLDER, RECORDS, Type, parse, schema_of
 from caudal.schemas.codec import records_on, subject_of
+from pytest_examples import CodeExample, EvalExample, find_examples
 
 from caudal import kafka
 from caudal.errors import BadSchema
@@ -162,3 +163,8 @@ def test_topics_carry_their_records_under_their_subjects() -> None:
     assert subject_of("x.customer.changes", "OrderStated") == "x.customer.changes-caudal.events.OrderStated"
     with pytest.raises(BadSchema):
         records_on("customer.nothing")
+
+
+@pytest.mark.parametrize("example", [*find_examples(ROOT / "docs/contracts.md")], ids=str)
+def test_the_examples_of_the_guide_run(example: CodeExample, eval_example: EvalExample) -> None:
+    eval_example.run(example)

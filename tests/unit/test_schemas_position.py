@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 
 import pytest
 from caudal.schemas.position import BadToken, covers, decode, encode, merge
@@ -81,7 +82,5 @@ def test_a_damaged_token_is_told(damaged: str) -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_is_a_position_or_a_bad_token(text: str) -> None:
-    try:
+    with contextlib.suppress(BadToken):
         assert isinstance(decode(text), dict)
-    except BadToken:
-        pass
