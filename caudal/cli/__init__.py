@@ -5,14 +5,15 @@ Modules are imported inside the commands, so that `caudal --help` is quick and `
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from caudal import __version__
-from caudal.cli import connectors, customers, servers, sources, tokens, topics
-from caudal.cli._output import complain, examples, exit_status
+from caudal.cli import connectors, customers, dead_letters, servers, sources, tokens, topics
+from caudal.cli._output import FAILED, bug, complain, examples, exit_status
 from caudal.cli.demo import demo
 from caudal.cli.run import run
 from caudal.errors import CaudalError
@@ -55,13 +56,19 @@ topics.register(app)
 app.add_typer(sources.app, name="sources")
 app.add_typer(connectors.app, name="connectors")
 app.add_typer(customers.app, name="customers")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(tokens.app, name="tokens")
 
 
 def main() -> None:
-    """Run the command line; Caudal's own errors become one line and an exit status."""
+    """Run the command line; whatever goes wrong becomes one line and an exit status."""
     try:
         app()
     except CaudalError as error:
         complain(error)
         sys.exit(exit_status(error))
+    except Exception as error:
+        if os.environ.get("CAUDAL_LOG_LEVEL", "").lower() == "debug":
+            raise
+        complain(bug(error))
+        sys.exit(FAILED)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +19,7 @@ from caudal.errors import (
     EmbeddedServerFailed,
     Poison,
     Retryable,
+    UnknownConnector,
     UnknownSource,
 )
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Json",
+    "bug",
     "compact",
     "complain",
     "emit",
@@ -115,6 +119,15 @@ def complain(error: CaudalError) -> None:
     print(f"{red}caudal: {text}{plain}", file=sys.stderr, flush=True)
 
 
+def bug(error: Exception) -> CaudalError:
+    """An error that nobody foresaw, by its type and place: its text may hold what must not be told."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return CaudalError(
+        f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}",
+        hint="this is a bug; CAUDAL_LOG_LEVEL=debug shows all of it",
+    )
+
+
 def exit_status(error: CaudalError) -> int:
     """The exit status that tells what to do about `error`."""
     match error:
@@ -122,7 +135,7 @@ def exit_status(error: CaudalError) -> int:
             return DATA_ERROR
         case Retryable() | EmbeddedServerFailed():
             return UNAVAILABLE
-        case BadSettings() | BadSchema() | UnknownSource():
+        case BadSettings() | BadSchema() | UnknownSource() | UnknownConnector():
             return CONFIGURATION_ERROR
         case _:
             return FAILED
