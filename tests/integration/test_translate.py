@@ -103,12 +103,18 @@ def test_poison_in_the_middle_of_a_batch_is_put_aside_and_the_rest_goes_on(setti
     assert offsets(settings, "offsets")[topic, 0] == 6
 
 
-def test_what_the_database_cannot_store_is_found_and_put_aside(settings, monkeypatch):
-    capture(settings, "shop", [person(1), person(2, subject="shop:customer:a\x00b"), person(3)], partition=0)
-    monkeypatch.setattr("caudal.connectors._sdk.within_bounds", lambda event, *_: event)
+def test_what_the_database_refuses_is_found_and_put_aside(settings):
+    capture(settings, "shop", [person(n) for n in (1, 2, 3)], partition=0)
+    with postgres.connect(settings.postgres, role="tests") as db:
+        db.execute(
+            """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+               BEGIN RAISE EXCEPTION USING ERRCODE = 'untranslatable_character'; END $$;
+               CREATE TRIGGER refuse BEFORE INSERT ON hub.subjects FOR EACH ROW
+               WHEN (NEW.subject = 'shop:customer:2') EXECUTE FUNCTION refuse()"""
+        )
     translate(settings, ["shop"])
     assert {e["subject"] for e in events(settings, "ProfileStated")} == {"shop:customer:1", "shop:customer:3"}
-    assert [letter["code"] for letter in dead_letters(settings)] == ["unusable_event"]
+    assert [(letter["offset"], letter["code"]) for letter in dead_letters(settings)] == [(1, "unusable_event")]
     assert links_by_log(settings) == links_by_table(settings)
 
 
