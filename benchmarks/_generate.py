@@ -16,7 +16,13 @@ __all__ = ["customer_id", "events", "profile_events"]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 _GIVEN = ("Maria", "João", "Ana", "José", "Beatriz", "Antônio", "Francisca", "Tiago", "Luísa", "Pedro", "Inês", "Rui")
 _FAMILY = ("Silva", "Santos", "Oliveira", "Souza", "Pereira", "Costa", "Ferreira", "Almeida", "Carvalho", "Gonçalves")
-_PLACES = (("Recife", "PE", "BR"), ("São Paulo", "SP", "BR"), ("Lisboa", "11", "PT"), ("Porto", "13", "PT"), ("Curitiba", "PR", "BR"))
+_PLACES = (
+    ("Recife", "PE", "BR"),
+    ("São Paulo", "SP", "BR"),
+    ("Lisboa", "11", "PT"),
+    ("Porto", "13", "PT"),
+    ("Curitiba", "PR", "BR"),
+)
 _CATEGORIES = ("shoes", "shirts", "books", "toys", "food", "tools", "garden", "music")
 _STATUSES = ("paid", "paid", "paid", "partially_refunded", "cancelled", "pending")
 
@@ -97,7 +103,9 @@ def _order(rnd: random.Random, customers: int, header: dict[str, object]) -> Ord
     at: datetime = header["occurred_at"]  # type: ignore[assignment]
     number = rnd.randrange(customers * 4)
     refunds = (
-        (Refund(refund_id=f"r{number}", refunded_at=at, amount_minor=total // 10, currency="BRL"),) if rnd.random() < 0.03 else ()
+        (Refund(refund_id=f"r{number}", refunded_at=at, amount_minor=total // 10, currency="BRL"),)
+        if rnd.random() < 0.03
+        else ()
     )
     return OrderStated(
         **header,  # type: ignore[arg-type]

@@ -388,7 +388,7 @@ class Runner:
     def _recover(self, partitions: list[int]) -> int:
         conn = self._connection()
         found = conn.execute(
-            "SELECT id, partitions, topic, customer_ids::text[], payload FROM hub.outbox WHERE partitions && %s ORDER BY id",
+            "SELECT id, partitions, topic, customer_ids::text[], payload FROM hub.outbox WHERE partitions && %s::int[] ORDER BY id",
             (partitions,),
         ).fetchall()
         done = 0

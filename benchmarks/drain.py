@@ -1,0 +1,108 @@
+"""Backlog drain: events waiting on customer.changes, through one worker into all facts, views and change topics.
+
+The clock starts at the first offset seen stored (the events before it are not counted) and ends when all offsets are stored, every view
+row is committed and every change message acknowledged (the outbox is empty).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from caudal.projections import LIVE, VIEWS, select_sql
+from caudal.schemas import Event
+from caudal.schemas.codec import Codec, Registry
+
+from benchmarks import _generate
+from benchmarks._machine import figure
+from benchmarks._stage import Stage, stage
+from caudal import kafka
+
+__all__ = ["fill", "measure"]
+
+EVENTS = 300_000
+CUSTOMERS = 100_000
+
+
+def fill(stage: Stage, events: Iterable[Event]) -> int:
+    """Produce events to customer.changes; the number of them."""
+    codec = Codec(Registry(stage.settings))
+    topic = kafka.topic(stage.settings.kafka, kafka.CHANGES)
+    producer = kafka.producer(stage.settings.kafka, **{"linger.ms": 20, "queue.buffering.max.messages": 1_000_000})
+    count = 0
+    for messages in _batched({"key": e.customer_id.encode(), "value": codec.encode_event(e)} for e in events):
+        producer.produce_batch(topic, messages)
+        producer.poll(0)
+        count += len(messages)
+    producer.flush(60)
+    return count
+
+
+def _batched(messages: Iterator[dict[str, Any]], size: int = 10_000) -> Iterator[list[dict[str, Any]]]:
+    batch = []
+    for message in messages:
+        batch.append(message)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def drained(stage: Stage, events: Iterable[Event]) -> float:
+    """Events per second of one drain, checked: every view equals its SELECT over the facts."""
+    count = fill(stage, events)
+    stage.start("worker", CAUDAL_WORKER__WEB_PORT="0")
+    first: tuple[float, int] | None = None
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        done, waiting = _progress(stage)
+        now = time.perf_counter()
+        if first is None and done:
+            first = (now, done)
+        if first is not None and done >= count and not waiting:
+            break
+        time.sleep(0.01)
+    else:
+        raise TimeoutError(f"the worker has projected {done} of {count} events")
+    stage.stop()
+    _check(stage)
+    return (count - first[1]) / (now - first[0])
+
+
+def _progress(stage: Stage) -> tuple[int, int]:
+    """Events whose offset is stored, and outbox rows not yet acknowledged."""
+    topic = kafka.topic(stage.settings.kafka, kafka.CHANGES)
+    row = stage.conn.execute(
+        "SELECT coalesce(sum(next_offset), 0)::bigint, (SELECT count(*) FROM hub.outbox) FROM hub.offsets WHERE topic = %s",
+        (topic,),
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def _check(stage: Stage) -> None:
+    for view in VIEWS:
+        columns = ", ".join(view.columns)
+        table = f"SELECT {columns} FROM {LIVE}.{view.name}"
+        fresh = f"SELECT {columns} FROM ({select_sql(view, LIVE, '0')}) fresh"
+        for one, other in ((table, fresh), (fresh, table)):
+            row = stage.conn.execute(f"SELECT count(*) FROM (({one}) EXCEPT ALL ({other})) d").fetchone()  # type: ignore[arg-type]
+            if row is None or row[0]:
+                raise AssertionError(f"{view.name} differs from a rebuild in {row and row[0]} rows")
+
+
+def measure(*, runs: int, scale: float) -> list[dict[str, Any]]:
+    """`drain_events_per_s`: profiles, orders and tickets mixed; `drain_profiles_events_per_s`: profile statements only."""
+    events, customers = int(EVENTS * scale), int(CUSTOMERS * scale)
+    mixed, profiles = [], []
+    for run in range(runs):
+        with stage() as one:
+            mixed.append(drained(one, _generate.events(events, customers, seed=run)))
+        with stage() as one:
+            profiles.append(drained(one, _generate.profile_events(events, customers, seed=run)))
+    return [
+        figure("drain_events_per_s", "events/s", mixed),
+        figure("drain_profiles_events_per_s", "events/s", profiles),
+    ]
