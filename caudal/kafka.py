@@ -141,32 +141,34 @@ def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
                 raise translate_error(exc) from exc
 
 
-def topics(settings: KafkaSettings) -> dict[str, int]:
-    """Every topic there is, by full name, with its number of partitions.
+def topics(settings: KafkaSettings, client: AdminClient | None = None) -> dict[str, int]:
+    """Every topic there is, by full name, with its number of partitions; `client` spares a connection.
 
     Raises:
         BrokerUnavailable: the brokers can't be reached.
     """
     try:
-        metadata = admin(settings).list_topics(timeout=10).topics
+        metadata = (client or admin(settings)).list_topics(timeout=10).topics
     except KafkaException as exc:
         raise translate_error(exc) from exc
     return {name: len(topic.partitions) for name, topic in sorted(metadata.items())}
 
 
-def end_offsets(settings: KafkaSettings, names: Iterable[str]) -> dict[str, dict[int, int]]:
+def end_offsets(
+    settings: KafkaSettings, names: Iterable[str], client: AdminClient | None = None
+) -> dict[str, dict[int, int]]:
     """Where each partition ends: the offset that the next message gets, by full topic name and partition.
 
-    Topics that don't exist are left out.
+    Topics that don't exist are left out. `client` spares a connection.
 
     Raises:
         BrokerUnavailable: the brokers can't be reached.
     """
-    counts = topics(settings)
+    client = client or admin(settings)  # kept in a variable: no future resolves once its client is gone
+    counts = topics(settings, client)
     wanted = [TopicPartition(name, partition) for name in names for partition in range(counts.get(name, 0))]
     ends: dict[str, dict[int, int]] = {}
     latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # confluent-kafka has no annotation there
-    client = admin(settings)  # kept in a variable: no future resolves once its client is gone
     futures = client.list_offsets(dict.fromkeys(wanted, latest)) if wanted else {}
     try:
         for place, future in futures.items():

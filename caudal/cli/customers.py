@@ -119,7 +119,7 @@ def show(customer: dict[str, Any]) -> None:
         k: v for k, v in (customer["metrics"] or {}).items() if v is not None and k not in {"version", "changed_at"}
     }
     _section(("metric", "value"), metrics.items())
-    _section(("segment", "since"), [(each["segment"], each["since"][:19]) for each in customer["segments"]])
+    _section(("segment",), [(each["segment"],) for each in customer["segments"]])
     _section(
         ("consent", "state", "source", "since"),
         [(c["purpose"], c["state"], c["source"], c["occurred_at"][:19]) for c in customer["consents"]],
