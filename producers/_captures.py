@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from caudal.producers._producer import AsyncProducer, Position
-from caudal.schemas.codec import Codec
+from caudal.schemas.codec import Codec, Registry
 from confluent_kafka import KafkaException
 
 from caudal import kafka
@@ -44,9 +44,10 @@ class CaptureLog(Protocol):
 class Captures:
     """The capture topics in Kafka."""
 
-    def __init__(self, settings: Settings, codec: Codec) -> None:
+    def __init__(self, settings: Settings, registry: Registry) -> None:
         self._settings = settings
-        self._codec = codec
+        self._registry = registry
+        self._codec = Codec(registry)
         self._topics: dict[str, str] = {}
         self._admin = kafka.admin(settings.kafka)
 
@@ -57,6 +58,7 @@ class Captures:
     async def close(self) -> None:
         """Wait for what is under way, no longer than the produce timeout, and stop."""
         await self._producer.close()
+        self._registry.close()
 
     def prepare(self, source: str) -> None:
         """Create the source's topic and register the schema for it, where they aren't there yet. Blocks.

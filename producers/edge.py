@@ -30,7 +30,7 @@ from caudal.producers._http import RETRY, Body, Intake, Receive, Refusal, Scope,
 from caudal.producers._producer import MessageTooLarge
 from caudal.producers._routes import Route, Routes
 from caudal.schemas import position
-from caudal.schemas.codec import Codec, Registry
+from caudal.schemas.codec import Registry
 
 from caudal import connectors as installed
 from caudal.errors import BadSettings, CaudalError
@@ -240,8 +240,16 @@ def serve(settings: Settings, *, started: Callable[[str, int], None] | None = No
     Raises:
         BadSettings: the sources can't be read or the address can't be listened on.
     """
+
+    def up(host: str, port: int) -> None:
+        # What is loaded by now stays. Looking through it again and again would cost 3 % and pauses of tens of milliseconds.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
+        if started is not None:
+            started(host, port)
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, started))
+        runner.run(_serve(settings, up))
 
 
 class _Server(uvicorn.Server):
@@ -263,7 +271,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve(settings: Settings, started: Callable[[str, int], None] | None) -> None:
+async def _serve(settings: Settings, started: Callable[[str, int], None]) -> None:
+    app = build(settings)
     listener = _listen(settings.edge.host, settings.edge.port)
     host, port = listener.getsockname()[:2]
     run_file = settings.home / "run" / "edge.json"
@@ -272,27 +281,24 @@ async def _serve(settings: Settings, started: Callable[[str, int], None] | None)
         run_file.parent.mkdir(parents=True, exist_ok=True)
         run_file.write_bytes(orjson.dumps({"host": host, "port": port, "pid": os.getpid()}))
         logger().info(Log.PROCESS_STARTED, role="edge", host=host, port=port)
-        if started is not None:
-            started(host, port)
+        started(host, port)
 
     config = uvicorn.Config(
-        build(settings),
+        app,
         http="httptools",
         ws="none",
         lifespan="on",
         access_log=False,
         server_header=False,
         log_config=None,
-        log_level="error",
+        log_level="critical",  # a request that is no HTTP is answered with 400 and is nobody's error here
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(settings.edge.produce_timeout_s + settings.edge.receive_timeout_s) + 1,
     )
-    # What is loaded by now stays. Looking through it again and again would cost 3 % and pauses of tens of milliseconds.
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
     try:
         await _Server(config, tell).serve(sockets=[listener])
     finally:
+        listener.close()
         run_file.unlink(missing_ok=True)
         logger().info(Log.PROCESS_STOPPED, role="edge")
 
@@ -306,7 +312,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _captures(settings: Settings) -> CaptureLog:
-    return Captures(settings, Codec(Registry(settings)))
+    return Captures(settings, Registry(settings))
 
 
 def _verdict(
