@@ -16,7 +16,6 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
@@ -117,7 +116,7 @@ def signed(delivery: Delivery, secret: str, url: str, now: datetime) -> dict[str
                 "x-zendesk-webhook-signature-timestamp": at,
                 "x-zendesk-webhook-signature": _hmac(secret, at.encode() + delivery.body),
             }
-    return {**delivery.headers, **mark, "host": urlsplit(url).netloc}
+    return {**delivery.headers, **mark}
 
 
 def _about(person: Person, now: datetime, chance: random.Random) -> Iterator[Delivery]:
