@@ -47,15 +47,17 @@ class Log:
             while self._next < end:
                 if time.monotonic() > deadline:
                     raise BrokerUnavailable("Kafka can't be reached: reading _schemas takes too long")
-                for message in self._consumer.consume(500, timeout=1.0):
-                    error = message.error()
-                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                        raise KafkaException(error)
-                    if error is not None:
-                        self._next = max(self._next, message.offset() or 0)
-                        continue
-                    self._next = (message.offset() or 0) + 1
-                    yield message.key(), message.value()
+                message = self._consumer.poll(1.0)  # not consume(n): that waits for n messages or the whole time
+                if message is None:
+                    continue
+                error = message.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
+                if error is not None:
+                    self._next = max(self._next, message.offset() or 0)
+                    continue
+                self._next = (message.offset() or 0) + 1
+                yield message.key(), message.value()
         except KafkaException as exc:
             raise kafka.translate_error(exc) from exc
 
