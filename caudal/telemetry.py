@@ -21,7 +21,6 @@ class Log(StrEnum):
     BATCH_TRANSLATED = "batch.translated"
     CAPTURE_DEAD_LETTERED = "capture.dead_lettered"
     EVENT_DEAD_LETTERED = "event.dead_lettered"
-    DELIVERY_ACCEPTED = "delivery.accepted"
     DELIVERY_REFUSED = "delivery.refused"
     OUTBOX_RECOVERED = "outbox.recovered"
     PARTITIONS_ASSIGNED = "partitions.assigned"

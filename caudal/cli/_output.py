@@ -42,7 +42,18 @@ __all__ = [
 ]
 
 NEGATIVE, DATA_ERROR, UNAVAILABLE, FAILED, CONFIGURATION_ERROR, INTERRUPTED = 1, 65, 69, 70, 78, 130
-"""Exit statuses, after sysexits.h; 2 is a wrong command line."""
+
+STATUSES = {
+    0: "done; what was asked about holds or is there",
+    NEGATIVE: "what was asked about doesn't hold or isn't there",
+    2: "the command line can't be read that way",
+    DATA_ERROR: "the payload can't be used; the code on standard error says why",
+    UNAVAILABLE: "a server can't be reached or started; try again",
+    FAILED: "something failed for good; the message says what",
+    CONFIGURATION_ERROR: "a setting, `caudal.toml` or a name in it is wrong",
+    INTERRUPTED: "interrupted",
+}
+"""What the exit statuses mean; above 2 they are those of sysexits.h."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
