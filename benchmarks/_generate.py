@@ -83,17 +83,17 @@ def events(count: int, customers: int, *, seed: int = 7, skew: float = 0.0) -> I
         if kind < 0.4:
             yield _profile(rnd, number, header, attributes=kind < 0.04)
         elif kind < 0.9:
-            yield _order(rnd, customers, header)
+            yield _order(rnd, number, header)
         else:
             yield TicketStated(
                 **header,  # type: ignore[arg-type]
-                ticket_id=str(rnd.randrange(customers)), status=rnd.choice(("open", "pending", "solved")), channel="email",
+                ticket_id=str(number), status=rnd.choice(("open", "pending", "solved")), channel="email",
                 title="Entrega", priority="normal", opened_at=header["occurred_at"],  # type: ignore[arg-type]
                 satisfaction=rnd.choice(("good", "bad", None)),
             )  # fmt: skip
 
 
-def _order(rnd: random.Random, customers: int, header: dict[str, object]) -> OrderStated:
+def _order(rnd: random.Random, customer: int, header: dict[str, object]) -> OrderStated:
     lines = tuple(
         OrderLine(line_id=str(i), sku=f"s{rnd.randrange(2000)}", product="Tênis de corrida", category=rnd.choice(_CATEGORIES),
                   quantity=1 + i, unit_price_minor=rnd.randint(500, 30000))
@@ -101,7 +101,7 @@ def _order(rnd: random.Random, customers: int, header: dict[str, object]) -> Ord
     )  # fmt: skip
     total = sum(line.quantity * line.unit_price_minor for line in lines)
     at: datetime = header["occurred_at"]  # type: ignore[assignment]
-    number = rnd.randrange(customers * 4)
+    number = customer * 4 + rnd.randrange(4)
     refunds = (
         (Refund(refund_id=f"r{number}", refunded_at=at, amount_minor=total // 10, currency="BRL"),)
         if rnd.random() < 0.03

@@ -205,11 +205,12 @@ class Runner:
                     self._make_stage(cur, fact)
                     for statement in run[f"prune {fact.name}"]:
                         cur.execute(statement)
+            shrinking = bool(moved) or batch.gone
             for fact in FACTS:
                 if fact.name in batch.stages or (row and row[0]):
-                    self._write(cur, fact, batch, pruned=bool(row and row[0]))
+                    shrinking |= self._write(cur, fact, batch, pruned=bool(row and row[0]))
             self._touch(cur, moved, stripes)
-            changes = self._refresh(cur, shrinking=bool(moved or batch.gone))
+            changes = self._refresh(cur, shrinking=shrinking)
             outbox = self._store_outbox(cur, changes)
             self._advance(cur, batch)
         return changes, outbox
@@ -235,12 +236,19 @@ class Runner:
             (_STRIPE_LOCKS, sorted(stripes)),
         )
 
-    def _write(self, cur: psycopg.Cursor[Any], fact: Fact, batch: Batch, *, pruned: bool) -> None:
-        bits = {"bit": bit(fact.name)}
+    def _write(self, cur: psycopg.Cursor[Any], fact: Fact, batch: Batch, *, pruned: bool) -> bool:
+        """Write a fact's staged rows; whether a subject lost something to another by it."""
+        movable = "subject" not in fact.key  # then the statements count the subjects that they noted as moved
+        bits = {"bit": bit(fact.name)} if movable else None
         cur.execute(self._statements[f"upsert {fact.name}"], bits)
+        lost = movable and cur.rowcount > 0
         if fact.partial and (pruned or self._mixed(cur, fact, batch)):
-            for statement in self._statements[f"composites {fact.name}"]:
-                cur.execute(statement, bits)
+            *steps, fold = self._statements[f"composites {fact.name}"]
+            for step in steps:
+                cur.execute(step)
+            cur.execute(fold, bits)
+            lost |= movable and cur.rowcount > 0
+        return lost
 
     def _mixed(self, cur: psycopg.Cursor[Any], fact: Fact, batch: Batch) -> bool:
         """Whether a thing may have statements with different sets of fields: some source was seen to state more than one set.
