@@ -160,13 +160,13 @@ class _Worker:
             name=role,
             topics=[topics[role]],
             stage=self._stages[role],
-            deliver=lambda feed: channel.send(value=feed),
+            deliver=channel.put,  # not send: streams drop what is sent while Faust's own consumer is rebalancing
             batch_max=min(self._settings.worker.batch_max_events, CAPTURES_MAX if role == "translate" else sys.maxsize),
             failed=self._end,
         )
         thread = ThreadPoolExecutor(1, thread_name_prefix=role)
 
-        @app.agent(channel, name=f"caudal.{role}")  # type: ignore[untyped-decorator]
+        @app.agent(channel, name=f"caudal.{role}")  # type: ignore[untyped-decorator]  # faust has no types
         async def agent(feeds: Any) -> None:
             pump.attach()
             loop = asyncio.get_running_loop()
@@ -187,7 +187,7 @@ class _Worker:
             kafka.topic(self._settings.kafka, kafka.COMMANDS), value_type=bytes, value_serializer="raw", internal=False
         )
 
-        @app.agent(topic, name="caudal.commands")  # type: ignore[untyped-decorator]
+        @app.agent(topic, name="caudal.commands")  # type: ignore[untyped-decorator]  # faust has no types
         async def commands(values: Any) -> None:
             async for value in values:
                 command, roles = parse_command(value)
@@ -200,16 +200,16 @@ class _Worker:
 
     @staticmethod
     def _add_page(app: Any) -> None:
-        @app.page("/metrics/")  # type: ignore[untyped-decorator]
+        @app.page("/metrics/")  # type: ignore[untyped-decorator]  # faust has no types
         async def metrics(web: Any, _request: Any) -> Any:
             return web.bytes(prometheus_client.generate_latest(), content_type="text/plain; version=0.0.4")
 
-        @app.page("/health/")  # type: ignore[untyped-decorator]
+        @app.page("/health/")  # type: ignore[untyped-decorator]  # faust has no types
         async def health(web: Any, _request: Any) -> Any:
             return web.json({"status": "ok"})
 
     async def _look_around(self) -> None:
-        """Every second: what operators want, and how far behind this worker is."""
+        """Every second: what operators want."""
         try:
             paused = await asyncio.to_thread(self._control.paused)
         except CaudalError as exc:
@@ -217,7 +217,6 @@ class _Worker:
             return
         for role, pump in self._pumps.items():
             pump.pause(role in paused)
-            await asyncio.to_thread(pump.measure_lag)
 
 
 class _Control:

@@ -61,7 +61,7 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
         column = column.cast(pa.int64())
     elif pt.is_date(column.type):
         column = column.cast(pa.int32())
-    return column.to_pylist()  # type: ignore[no-any-return]
+    return column.to_pylist()  # type: ignore[no-any-return]  # pyarrow has no types
 
 
 def _sized(write: Callable[[Any], bytes], value: Any) -> bytes:
