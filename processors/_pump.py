@@ -9,6 +9,7 @@ that is missing means that a batch was lost on the way, and reading begins again
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,6 +29,7 @@ __all__ = ["Feed", "Pump", "Stage"]
 
 DEPTH = 2
 IDLE_S = 0.2
+LAG_S = 1.0
 HOLD_AFTER_S = 30.0
 """A step that is stuck this long has the consumer paused and polled, so that the group doesn't give it up (after 5 minutes)."""
 BACKOFF_FIRST_S = 0.1
@@ -115,9 +117,10 @@ class Pump(Service, Generic[B]):
         self._attached = False
         self._restart = False
         self._paused = False
+        self._at_work = False
         self._stopping = False
         self._unrecoverable: KafkaError | None = None
-        self._consumer: Consumer | None = None
+        self._measured = 0.0
         self._assigned: list[Partition] = []
 
     async def on_start(self) -> None:
@@ -151,6 +154,13 @@ class Pump(Service, Generic[B]):
         Raises:
             Fatal: a human is needed.
         """
+        self._at_work = True
+        try:
+            self._run(feed)
+        finally:
+            self._at_work = False
+
+    def _run(self, feed: Feed[B]) -> None:
         wait_s = BACKOFF_FIRST_S
         while not self._stopping:
             with self._applying:
@@ -179,19 +189,6 @@ class Pump(Service, Generic[B]):
                 self._changed.wait_for(lambda: self._stopping or feed.generation != self._generation, wait_s)
             wait_s = min(wait_s * 2, BACKOFF_MOST_S)
 
-    def measure_lag(self) -> None:
-        """Set the lag metric of the partitions read by this worker."""
-        consumer = self._consumer
-        if consumer is None or not self._assigned:
-            return
-        try:
-            for at in consumer.position([TopicPartition(*partition) for partition in self._assigned]):
-                _, high = consumer.get_watermark_offsets(at, cached=True)
-                if high >= 0 and at.offset >= 0:
-                    LAG.labels(at.topic, at.partition).set(high - at.offset)
-        except (KafkaException, RuntimeError):
-            return  # being reassigned or closed: there is another time
-
     def _read_until_stopped(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._attached or self._stopping)
@@ -214,7 +211,7 @@ class Pump(Service, Generic[B]):
     def _read(self) -> None:
         """Read with one consumer until stopped."""
         session_ms = self._settings.worker.session_timeout_ms
-        consumer = self._consumer = kafka.consumer(
+        consumer = kafka.consumer(
             self._settings.kafka,
             kafka.topic(self._settings.kafka, f"caudal.{self.name}"),
             **{
@@ -232,6 +229,7 @@ class Pump(Service, Generic[B]):
             while not self._stopping:
                 if self._unrecoverable is not None:
                     raise kafka.translate_error(KafkaException(self._unrecoverable))
+                self._measure_lag(consumer)
                 if self._restart:
                     self._begin_at_stored(consumer, self._assigned)
                 elif self._paused or not self._room():
@@ -241,7 +239,6 @@ class Pump(Service, Generic[B]):
         except KafkaException as exc:
             raise kafka.translate_error(exc) from exc
         finally:
-            self._consumer = None
             with self._applying:
                 self._drop_feeds()
                 self._assigned = []
@@ -277,6 +274,8 @@ class Pump(Service, Generic[B]):
                 lambda: self._delivered - self._applied < DEPTH or self._restart or self._paused or self._stopping,
                 HOLD_AFTER_S,
             )
+            if self._delivered - self._applied >= DEPTH and not self._at_work:
+                self._restart = True  # nobody has what was delivered
             return self._delivered - self._applied < DEPTH or self._restart or self._stopping
 
     def _hold(self, consumer: Consumer) -> None:
@@ -298,6 +297,16 @@ class Pump(Service, Generic[B]):
             finally:
                 self._applying.release()
 
+    def _measure_lag(self, consumer: Consumer) -> None:
+        """Set the lag metric of what this worker reads. In the reading thread: confluent-kafka 2.16 hangs when another one asks."""
+        if time.monotonic() - self._measured < LAG_S:
+            return
+        self._measured = time.monotonic()
+        for at in consumer.position([TopicPartition(*partition) for partition in self._assigned]):
+            _, high = consumer.get_watermark_offsets(at, cached=True) or (0, -1)
+            if high >= 0 and at.offset >= 0:
+                LAG.labels(at.topic, at.partition).set(high - at.offset)
+
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         logger().info(Log.PARTITIONS_ASSIGNED, step=self.name, partitions=len(partitions))
         self._begin_at_stored(consumer, [(p.topic, p.partition) for p in partitions])
@@ -305,6 +314,9 @@ class Pump(Service, Generic[B]):
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         with self._applying:
             self._drop_feeds()
+            for topic, partition in self._assigned:
+                with contextlib.suppress(KeyError):  # never measured
+                    LAG.remove(topic, partition)
             self._assigned = []
             self._stage.revoked([(p.topic, p.partition) for p in partitions])
         logger().info(Log.PARTITIONS_REVOKED, step=self.name, partitions=len(partitions))

@@ -111,6 +111,9 @@ class Translator:
                 self._raise_made((int(partition), offset) for partition, offset in (changes or {}).items())
         return {partition: offset for partition, offset in self._positions.items() if offset is not None}
 
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        """Others have them now; nothing is kept for them here."""
+
     def prepare(self, messages: Sequence[Message]) -> Batch:
         """Decode and translate; pure, and never raises for what a message holds.
 
