@@ -67,7 +67,7 @@ class Hmac:
 
     def sign(self, message: bytes, secret: str) -> str:
         """The signature of `message`, without prefix."""
-        return encode(hmac.new(secret.encode(), message, getattr(hashlib, self.digest)).digest(), self.encoding)
+        return encode(hmac.digest(secret.encode(), message, self.digest), self.encoding)
 
 
 @dataclass(frozen=True, slots=True)

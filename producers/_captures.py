@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -12,9 +13,12 @@ from caudal.schemas.codec import Codec, Registry
 from confluent_kafka import KafkaException
 
 from caudal import kafka
+from caudal.errors import BrokerUnavailable
 from caudal.settings import Settings
 
 __all__ = ["CaptureLog", "Captures"]
+
+SAME_PARTITION_S = 0.005
 
 
 class CaptureLog(Protocol):
@@ -37,7 +41,7 @@ class CaptureLog(Protocol):
         ...
 
     def append(self, capture: Mapping[str, Any]) -> asyncio.Future[Position]:
-        """Store a capture; the future ends when it is safe."""
+        """Store a capture of a source that is prepared; the future ends when it is safe."""
         ...
 
 
@@ -48,7 +52,7 @@ class Captures:
         self._settings = settings
         self._registry = registry
         self._codec = Codec(registry)
-        self._topics: dict[str, str] = {}
+        self._topics: dict[str, tuple[str, int]] = {}
         self._admin = kafka.admin(settings.kafka)
 
     def start(self) -> None:
@@ -69,7 +73,12 @@ class Captures:
             Fatal: Kafka or the registry refuses.
         """
         kafka.ensure_topics(self._settings.kafka, [f"capture.{source}"])
-        self._encode({**_EMPTY, "source": source})
+        topic = kafka.capture_topic(self._settings.kafka, source)
+        partitions = kafka.topics(self._settings.kafka, self._admin).get(topic)
+        if not partitions:
+            raise BrokerUnavailable(f"the brokers don't know {topic} yet")
+        self._codec.encode(topic, "Capture", {**_EMPTY, "source": source})
+        self._topics[source] = topic, partitions
 
     def check(self) -> None:
         """Ask the brokers for a sign of life.
@@ -83,21 +92,19 @@ class Captures:
             raise kafka.translate_error(exc) from exc
 
     def append(self, capture: Mapping[str, Any]) -> asyncio.Future[Position]:
-        """Queue a capture; the future ends when all in-sync replicas have it, or as `BrokerUnavailable` or `MessageTooLarge`.
+        """Queue a capture of a source that is prepared; the future ends when all in-sync replicas have it.
+
+        It may end as `BrokerUnavailable` or `MessageTooLarge`.
 
         Raises:
             BrokerUnavailable: the queue to Kafka is full.
             MessageTooLarge: larger than the topic takes.
         """
-        topic, value = self._encode(capture)
-        return self._producer.send(topic, capture["delivery_id"].encode(), value)
-
-    def _encode(self, capture: Mapping[str, Any]) -> tuple[str, bytes]:
-        source = capture["source"]
-        topic = self._topics.get(source)
-        if topic is None:
-            topic = self._topics[source] = kafka.capture_topic(self._settings.kafka, source)
-        return topic, self._codec.encode(topic, "Capture", capture)
+        topic, partitions = self._topics[capture["source"]]
+        # Nothing hangs on the order of captures, so those of a moment share a partition: they travel in one request
+        partition = int(time.monotonic() / SAME_PARTITION_S) % partitions
+        value = self._codec.encode(topic, "Capture", capture)
+        return self._producer.send(topic, partition, capture["delivery_id"].encode(), value)
 
 
 _EMPTY: dict[str, Any] = {

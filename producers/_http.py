@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,9 @@ class Intake:
         self._timeout_s = timeout_s
         self._max_held_bytes = max_held_bytes
         self._held = 0
+        self._deadlines: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def read(self, receive: Receive, declared: str | None, limit: int) -> Body | Refusal | None:
         """The body, or why it isn't taken; None when the sender went away. `release` the body when it is stored.
@@ -69,35 +73,59 @@ class Intake:
                 return Refusal(400, "malformed", "content-length is not a number")
             if int(declared[:20]) > limit:
                 return too_large
+        task = asyncio.current_task()
+        assert task is not None
+        self._limit(task)
         chunks: list[bytes] = []
         size = 0
         taken = False
         try:
-            async with asyncio.timeout(self._timeout_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    chunk = message.get("body", b"")
-                    size += len(chunk)
-                    self._held += len(chunk)
-                    if size > limit:
-                        return too_large
-                    if self._held > self._max_held_bytes:
-                        return Refusal(503, "busy", "too much is on its way in", RETRY)
-                    chunks.append(chunk)
-                    if not message.get("more_body", False):
-                        taken = True
-                        return Body(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-        except TimeoutError:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                self._held += len(chunk)
+                if size > limit:
+                    return too_large
+                if self._held > self._max_held_bytes:
+                    return Refusal(503, "busy", "too much is on its way in", RETRY)
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    taken = True
+                    return Body(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        except asyncio.CancelledError:
+            if task not in self._late or task.uncancel():
+                raise
             return Refusal(408, "slow", "the body did not arrive in time", ((b"connection", b"close"),))
         finally:
+            self._deadlines.pop(task, None)
+            self._late.discard(task)
             if not taken:
                 self._held -= size
 
     def release(self, body: Body) -> None:
         """Give back the memory of a body."""
         self._held -= len(body.data)
+
+    def _limit(self, task: asyncio.Task[Any]) -> None:
+        """Cancel the task when its time is up. One timer serves all: a timer for each costs more than reading the body."""
+        loop = task.get_loop()
+        self._deadlines[task] = loop.time() + self._timeout_s
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._timeout_s / 10, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        # the oldest stand in front
+        for task in [
+            task for task, deadline in itertools.takewhile(lambda item: item[1] <= now, self._deadlines.items())
+        ]:
+            del self._deadlines[task]
+            self._late.add(task)
+            task.cancel()
+        self._sweeper = loop.call_later(self._timeout_s / 10, self._sweep, loop) if self._deadlines else None
 
 
 async def answer(

@@ -25,6 +25,9 @@ Position = tuple[int, int]
 QUEUE_KB = 64 * 1024
 """Memory for messages that wait for the broker. At 2 KB each this is 6 s of 5,000 a second, longer than anyone waits."""
 
+LINGER_MS = 2
+"""A request to the broker costs as much as ten messages do; at 5,000 a second this puts ten into one."""
+
 SWEEP_S = 0.05
 POLL_S = 0.1
 
@@ -70,7 +73,7 @@ class AsyncProducer:
         self._thread.start()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def send(self, topic: str, key: bytes, value: bytes) -> asyncio.Future[Position]:
+    def send(self, topic: str, partition: int, key: bytes, value: bytes) -> asyncio.Future[Position]:
         """Queue a message; the future ends when all in-sync replicas have it, or as `BrokerUnavailable` or `MessageTooLarge`.
 
         Raises:
@@ -82,7 +85,7 @@ class AsyncProducer:
             self._producer, self._broken = self._connect(), False
         future: asyncio.Future[Position] = self._loop.create_future()
         try:
-            self._producer.produce(topic, value, key, on_delivery=_Report(future, self._collected))
+            self._producer.produce(topic, value, key, partition, on_delivery=_Report(future, self._collected))
         except BufferError:
             raise BrokerUnavailable("the queue to Kafka is full") from None
         except KafkaException as exc:
@@ -101,6 +104,7 @@ class AsyncProducer:
         return kafka.producer(
             self._settings,
             **{
+                "linger.ms": LINGER_MS,
                 "message.timeout.ms": max(1, round(self._timeout_s * 1000)),
                 "queue.buffering.max.kbytes": QUEUE_KB,
                 "queue.buffering.max.messages": 100_000,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from caudal.connectors import Connector
+from caudal.producers._http import Refusal
 
 from caudal import sources
 from caudal.errors import BadSettings
@@ -18,6 +20,7 @@ from caudal.telemetry import DELIVERIES, DELIVERY_SECONDS, Log, logger
 __all__ = ["Route", "Routes"]
 
 LOOK_S = 1.0
+TELL_S = 1.0
 RETRY_S = 1.0
 
 
@@ -33,7 +36,7 @@ class Route:
         ready: set when topic and schema are there.
     """
 
-    __slots__ = ("_counters", "connector", "fault", "max_body_bytes", "observe", "ready", "secrets", "source")
+    __slots__ = ("_counters", "_told", "connector", "fault", "max_body_bytes", "observe", "ready", "secrets", "source")
 
     def __init__(
         self, source: Source, connector: Connector | None, secrets: tuple[str, ...], fault: str, max_body_bytes: int
@@ -47,6 +50,7 @@ class Route:
         # looking a label up costs more than counting
         self.observe: Callable[[float], None] = DELIVERY_SECONDS.labels(source.name).observe
         self._counters: dict[str, Callable[[], None]] = {}
+        self._told: dict[str, tuple[float, int]] = {}
 
     def count(self, outcome: str) -> None:
         """Count a delivery by its outcome."""
@@ -54,6 +58,24 @@ class Route:
         if counter is None:
             counter = self._counters[outcome] = DELIVERIES.labels(self.source.name, outcome).inc
         counter()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Count a refusal, and log it unless the same was logged a moment ago: an outage or an attack must not fill the disk."""
+        self.count(refusal.outcome)
+        now = time.monotonic()
+        last, unsaid = self._told.get(refusal.outcome, (-TELL_S, 0))
+        if now - last < TELL_S:
+            self._told[refusal.outcome] = last, unsaid + 1
+            return
+        self._told[refusal.outcome] = now, 0
+        logger().warning(
+            Log.DELIVERY_REFUSED,
+            source=self.source.name,
+            outcome=refusal.outcome,
+            status=refusal.status,
+            reason=refusal.reason,
+            more_since_last=unsaid,
+        )
 
 
 class Routes:

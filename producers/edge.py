@@ -31,6 +31,7 @@ from caudal.producers._producer import MessageTooLarge
 from caudal.producers._routes import Route, Routes
 from caudal.schemas import position
 from caudal.schemas.codec import Registry
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from caudal import connectors as installed
 from caudal.errors import BadSettings, CaudalError
@@ -131,10 +132,7 @@ class Edge:
             if isinstance(body, Body):
                 self._intake.release(body)
         if isinstance(outcome, Refusal):
-            route.count(outcome.outcome)
-            logger().warning(
-                Log.DELIVERY_REFUSED, source=name, outcome=outcome.outcome, status=outcome.status, reason=outcome.reason
-            )
+            route.refuse(outcome)
             await refuse(send, outcome)
         else:
             route.count("accepted")
@@ -252,6 +250,37 @@ def serve(settings: Settings, *, started: Callable[[str, int], None] | None = No
         runner.run(_serve(settings, up))
 
 
+class _OneWrite:
+    """A transport that sends what is written in one turn of the event loop at once: head and body of an answer are one packet."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts.clear()
+
+
+class _Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type] # it stands in for one
+
+
 class _Server(uvicorn.Server):
     """Uvicorn that tells when it listens, and that returns after a signal instead of ending the process by the same one."""
 
@@ -285,7 +314,8 @@ async def _serve(settings: Settings, started: Callable[[str, int], None]) -> Non
 
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_Protocol,
+        proxy_headers=False,  # what a request says of the address that it came through is not taken on trust
         ws="none",
         lifespan="on",
         access_log=False,
