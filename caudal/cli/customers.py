@@ -22,7 +22,12 @@ Id = Annotated[uuid.UUID, typer.Argument(metavar="ID", help="The customer's id."
 _T = TypeVar("_T")
 
 
-@app.command(epilog=examples("caudal customers get 4f1c…", "caudal customers get 4f1c… --json | jq .metrics"))
+@app.command(
+    epilog=examples(
+        "caudal customers get 4f1c9a52-7d0e-5b6c-8a1f-2f0c6a1d9c77",
+        "caudal customers get 4f1c9a52-7d0e-5b6c-8a1f-2f0c6a1d9c77 --json | jq .metrics",
+    )
+)
 def get(customer_id: Id, as_json: Json = False) -> None:
     """Show a customer: fields and their sources, metrics, segments, consents, subjects. Exit status 1 when there is none."""
     found = _present(customer_id, lambda customers, _, id_: customers.by_id(id_))
@@ -80,7 +85,10 @@ def find(
 
 
 @app.command(
-    epilog=examples("caudal customers timeline 4f1c…", "caudal customers timeline 4f1c… --kind order --limit 5")
+    epilog=examples(
+        "caudal customers timeline 4f1c9a52-7d0e-5b6c-8a1f-2f0c6a1d9c77",
+        "caudal customers timeline 4f1c9a52-7d0e-5b6c-8a1f-2f0c6a1d9c77 --kind order --limit 5",
+    )
 )
 def timeline(
     customer_id: Id,

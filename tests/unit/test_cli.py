@@ -6,6 +6,8 @@ import hmac
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -87,6 +89,21 @@ def test_every_command_has_a_help_text_and_examples_of_itself(path):
     lines = command.epilog.split("\n")
     assert lines[0] == "Examples:"
     assert all(path in line for line in lines[1:])
+
+
+EXAMPLES = [line.strip() for _, command in sorted(COMMANDS.items()) for line in command.epilog.split("\n")[1:]]
+
+
+@pytest.mark.parametrize("example", [*EXAMPLES, *app.info.epilog.split("\n")[1:]])
+def test_every_example_is_a_command_line_that_can_be_read(example):
+    for part in re.split(r"[|<]|&&", example):
+        words = shlex.split(part)
+        if not words or words[0] != "caudal":
+            continue
+        command, arguments = typer.main.get_command(app), words[1:]
+        while arguments and arguments[0] in getattr(command, "commands", {}):
+            command, arguments = command.commands[arguments[0]], arguments[1:]
+        assert command.make_context("caudal", list(arguments))
 
 
 def test_help_is_quick_because_it_imports_nothing_heavy():
