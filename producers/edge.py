@@ -13,8 +13,10 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -94,7 +96,7 @@ class Edge:
                 else:
                     await self._page(path, scope["method"], send)
             except Exception as exc:  # the sender comes again, and the log says what must be mended
-                logger().error(Log.REQUEST_FAILED, error=type(exc).__name__, exc_info=exc)
+                logger().error(Log.REQUEST_FAILED, error=type(exc).__name__, at=_place(exc))
                 await refuse(send, Refusal(503, "unavailable", "something failed here; send it again", RETRY))
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
@@ -351,8 +353,14 @@ def _verdict(
     try:
         return authentic(route.source, scheme, request, route.secrets, token=token, now=now, window_s=window_s)
     except Exception as exc:  # a scheme that trips over odd input must not let it in, and must not look like an outage
-        logger().error(Log.REQUEST_FAILED, source=route.source.name, error=type(exc).__name__)
+        logger().error(Log.REQUEST_FAILED, source=route.source.name, error=type(exc).__name__, at=_place(exc))
         return Verdict(ok=False, reason="the signature can't be checked")
+
+
+def _place(exc: Exception) -> str:
+    """Where it was raised. The text of an error of someone else's may quote what was sent, so it stays out of the log."""
+    frame = traceback.extract_tb(exc.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -203,6 +203,27 @@ async def test_a_source_added_while_the_edge_runs_gets_its_topic(
     assert len(stored(configured, "late")) == 1
 
 
+async def test_an_address_that_a_request_claims_for_itself_is_not_believed(
+    configured: Settings, url: str, client: httpx.AsyncClient
+) -> None:
+    sources.add(configured, Source(name="crm", connector="hubspot", secrets=("shop",)))
+    body, at = b"[]", str(int(time.time() * 1000))
+
+    async def deliver(address: str) -> int:
+        digest = hmac.new(b"hush", f"POST{address}".encode() + body + at.encode(), hashlib.sha256).digest()
+        headers = {
+            "X-HubSpot-Signature-v3": base64.b64encode(digest).decode(),
+            "X-HubSpot-Request-Timestamp": at,
+            "X-Forwarded-Proto": "https",
+            "X-Forwarded-Host": "other.example.com",
+        }
+        return (await client.post(f"{url}/in/crm", content=body, headers=headers)).status_code
+
+    assert await deliver(f"{url}/in/crm") == 202
+    assert await deliver(f"{url}/in/crm".replace("http:", "https:")) == 401
+    assert await deliver("https://other.example.com/in/crm") == 401
+
+
 async def test_many_at_once_are_all_stored(configured: Settings, url: str, client: httpx.AsyncClient) -> None:
     async def post(n: int) -> int:
         answer = await client.post(f"{url}/in/shop", content=BODY, headers=signed(BODY, delivery=f"d-{n}"))

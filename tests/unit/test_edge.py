@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from caudal.connectors import Connector, Hmac, SignedRequest, Verdict, header
 from caudal.connectors._sdk import EVENT_NAMESPACE
 from caudal.producers import _routes, edge
@@ -444,6 +445,16 @@ async def test_what_kafka_does_not_have_is_not_accepted(app: edge.Edge, log: Mem
     assert int(answer.headers["retry-after"]) >= 1
     log.failure = None
     assert (await ask(app, "POST", "/in/shop", b"{}", signed(b"{}"))).status == 202
+
+
+async def test_an_outage_does_not_fill_the_log(app: edge.Edge, log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(5):
+            await ask(app, "POST", "/in/shop", b"{}", {})
+        monkeypatch.setattr(_routes, "TELL_S", 0.0)
+        await ask(app, "POST", "/in/shop", b"{}", {})
+    refused = [line for line in lines if line["event"] == "delivery.refused"]
+    assert [line["more_since_last"] for line in refused] == [0, 4]
 
 
 async def test_what_kafka_will_never_take_is_too_large(app: edge.Edge, log: MemoryLog) -> None:
