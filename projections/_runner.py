@@ -34,7 +34,6 @@ from caudal.telemetry import Log, logger
 
 __all__ = ["Runner"]
 
-_FACTS = {fact.name: fact for fact in FACTS}
 _VIEWS = {view.name: view for view in VIEWS}
 _OURS = -1
 _STRIPE_LOCKS = 0x6361_7564
@@ -90,7 +89,6 @@ class Runner:
         self._publisher = Publisher(settings.kafka, codec, timeout_ms=timeout_ms)
         self._mine: set[int] = set()
         self._conn: psycopg.Connection[Any] | None = None
-        self._staged: set[str] = set()
         self._statements = _statements(self._priority)
         self._log = logger()
         with postgres.translated():
@@ -139,7 +137,7 @@ class Runner:
                     changes, outbox = self._transaction(batch, stripes)
                 break
             except _Stripes as more:
-                stripes = stripes | more.missing
+                stripes |= more.missing
             except (psycopg.DataError, psycopg.IntegrityError) as exc:
                 self._apply_apart(batch, exc)
                 return
@@ -202,7 +200,6 @@ class Runner:
             cur.execute(run["any_erased"])
             if (row := cur.fetchone()) and row[0]:
                 for fact in FACTS:
-                    self._make_stage(cur, fact)
                     for statement in run[f"prune {fact.name}"]:
                         cur.execute(statement)
             shrinking = bool(moved) or batch.gone
@@ -217,18 +214,11 @@ class Runner:
 
     def _stage(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         for name, (columns, data) in batch.stages.items():
-            if name in _FACTS:
-                self._make_stage(cur, _FACTS[name])
             statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
                 sql.Identifier(f"stage_{name}"), sql.SQL(", ").join(map(sql.Identifier, columns))
             )
             with cur.copy(statement) as copy:
                 copy.write(data)
-
-    def _make_stage(self, cur: psycopg.Cursor[Any], fact: Fact) -> None:
-        if fact.name not in self._staged:
-            cur.execute(_sql.stage_ddl(fact))
-            self._staged.add(fact.name)
 
     def _lock(self, cur: psycopg.Cursor[Any], stripes: set[int]) -> None:
         cur.execute(
@@ -435,11 +425,10 @@ class Runner:
             conn = postgres.connect(self._settings.postgres, role="project", prepare_threshold=0)
             for setting in _SESSION:
                 conn.execute(sql.SQL("SET ") + sql.SQL(setting))
-            for statement in _sql.STAGES:
+            for statement in (*_sql.STAGES, *(ddl for fact in FACTS for ddl in _sql.stage_ddl(fact))):
                 conn.execute(statement)
             set_json_loads(orjson.loads, conn)
             conn.prepared_max = 500
-            self._staged = set()
             self._conn = conn
         return self._conn
 

@@ -106,9 +106,13 @@ STAGES = (STAGE_SUBJECTS, STAGE_GONE, STAGE_MOVED, TOUCHED)
 """Staging tables that every batch uses."""
 
 
-def stage_ddl(fact: Fact) -> str:
-    """The staging table of a fact."""
-    return f"CREATE TEMP TABLE stage_{fact.name} ({', '.join(_columns(fact))}) ON COMMIT DELETE ROWS"
+def stage_ddl(fact: Fact) -> tuple[str, ...]:
+    """The staging tables of a fact: its rows, and the keys of things put together from several statements."""
+    staged = f"CREATE TEMP TABLE stage_{fact.name} ({', '.join(_columns(fact))}) ON COMMIT DELETE ROWS"
+    if not fact.partial:
+        return (staged,)
+    names = ", ".join(f'{k} text COLLATE "C"' for k in fact.key)
+    return staged, f"CREATE TEMP TABLE composite_{fact.name} ({names}) ON COMMIT DELETE ROWS"
 
 
 LINKS_UPSERT = """
@@ -225,10 +229,8 @@ def composites(schema: str, fact: Fact) -> tuple[str, ...]:
         else:
             folded.append(f"any_value({column}) FILTER (WHERE place = 1) AS {column}")
     sets = ", ".join(f"{c} = excluded.{c}" for c in [*rest, "stated"])
-    names = ", ".join(f'{k} text COLLATE "C"' for k in fact.key)
     fold = _fold(schema, fact, folded, sets)
     return (
-        f"CREATE TEMP TABLE IF NOT EXISTS composite_{fact.name} ({names}) ON COMMIT DELETE ROWS",
         f"""INSERT INTO composite_{fact.name}
             SELECT {key} FROM stage_{fact.name} GROUP BY {key} HAVING min(stated) <> max(stated)
             UNION
