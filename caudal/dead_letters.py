@@ -77,6 +77,9 @@ class Redrive:
     skipped: int
 
 
+Headers = list[tuple[str, str | bytes | None]]
+
+
 class DeadLetters:
     """The dead letters of a hub."""
 
@@ -158,8 +161,8 @@ class DeadLetters:
             )
         return Redrive(redriven=len(done), skipped=len(skipped))
 
-    def _headers(self, letter: DeadLetter) -> list[tuple[str, str | bytes | None]]:
-        headers: list[tuple[str, str | bytes | None]] = [
+    def _headers(self, letter: DeadLetter) -> Headers:
+        headers: Headers = [
             ("redriven", letter.dead_letter_id),
             ("attempts", str(letter.attempts)),
         ]

@@ -317,6 +317,8 @@ def _channel_class(faust: Any) -> Any:
     from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
     class BatchChannel(faust.Channel):  # type: ignore[misc]  # faust is imported when it is needed
+        _queue: Any
+
         @property
         def queue(self) -> Any:
             if self._queue is None:
