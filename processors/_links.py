@@ -206,23 +206,20 @@ class _Stated:
         news = []
         for subject, first in self._first.items():
             row = known.get(subject)
-            erased = [
-                at
-                for at in (
-                    row.erased_at if row else None,
-                    self._erased.get(subject),
-                    self._erased.get(f"{first.source}:"),
-                )
-                if at is not None
-            ]
-            identifiers = tuple(
-                identifier
-                for identifier, at in self._identifiers[subject].items()
-                if (subject, identifier) not in held and not any(at <= until for until in erased)
-            )
+            identifiers = tuple(i for i in self._identifiers[subject] if (subject, i) not in held)
+            if identifiers and (self._erased or row is not None):
+                identifiers = self._not_erased(subject, first.source, row, identifiers)
             if row is None or identifiers:
                 news.append(Statement(subject, first.source, first.captured_at, identifiers))
         return news
+
+    def _not_erased(self, subject: str, source: str, row: _Row | None, identifiers: tuple[Key, ...]) -> tuple[Key, ...]:
+        marks = (row.erased_at if row else None, self._erased.get(subject), self._erased.get(f"{source}:"))
+        erased = [at for at in marks if at is not None]
+        stated = self._identifiers[subject]
+        return (
+            tuple(i for i in identifiers if not any(stated[i] <= until for until in erased)) if erased else identifiers
+        )
 
 
 def _load_known(db: Connection, stated: _Stated) -> tuple[dict[str, _Row], frozenset[tuple[str, Key]]]:

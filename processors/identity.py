@@ -202,7 +202,8 @@ class _Graph:
         self.of: dict[str, _Node] = {}
         self.nodes: list[_Node] = []
         self.carried: defaultdict[Key, list[tuple[_Node, str]]] = defaultdict(list)
-        self.counts: defaultdict[Key, int] = defaultdict(int)
+        self.uncounted: defaultdict[Key, int] = defaultdict(int)
+        """Carriers of a value beyond the entries in `carried`, where one entry stands for several subjects of a customer."""
         self.restated: set[tuple[Key, str]] = set()
         """(value, customer) where a subject that the customer already had states the value now."""
         self.contradicted: set[str] = set()
@@ -225,18 +226,15 @@ class _Graph:
                 self.nodes.append(node)
                 self.of[member.subject] = node
                 for identifier in (*member.identifiers, Key("subject", member.subject)):
-                    self._carry(identifier, node, member.subject)
+                    self.carried[identifier].append((node, member.subject))
                 for identifier in member.identifiers:
                     if identifier.kind in self.limits:
                         node.values.setdefault(identifier.kind, set()).add(identifier.value)
         for identifier, carriers in self.state.carriers.items():
             for carrier in carriers:
                 if carrier.customer_id in wholes:
-                    self._carry(identifier, wholes[carrier.customer_id], carrier.subject, carrier.count)
-
-    def _carry(self, identifier: Key, node: _Node, subject: str, count: int = 1) -> None:
-        self.carried[identifier].append((node, subject))
-        self.counts[identifier] += count
+                    self.carried[identifier].append((wholes[carrier.customer_id], carrier.subject))
+                    self.uncounted[identifier] += carrier.count - 1
 
     def state_all(self, statements: Iterable[Statement]) -> list[tuple[str, Key, bool]]:
         """Take in the new identifiers; those over their own subject's or customer's limit are remembered but don't link."""
@@ -247,14 +245,14 @@ class _Graph:
             if node is None:
                 node = self.of[subject] = _Node(subject, statement.at, source=statement.source)
                 self.nodes.append(node)
-                self._carry(Key("subject", subject), node, subject)
+                self.carried[Key("subject", subject)].append((node, subject))
             for identifier in sorted(statement.identifiers, key=self._strength):
                 if (subject, identifier) in self.state.held:
                     continue
                 links = self._take(node, identifier)
                 remembered.append((subject, identifier, links))
                 if links:
-                    self._carry(identifier, node, subject)
+                    self.carried[identifier].append((node, subject))
                     if node.customer_id is not None:
                         self.restated.add((identifier, node.customer_id))
         return remembered
@@ -282,7 +280,7 @@ class _Graph:
         for identifier in sorted(shared, key=self._strength):
             entries = self.carried[identifier]
             limit = self.rules.shared_by(identifier.kind)
-            if limit is None or self.counts[identifier] <= limit:
+            if limit is None or len(entries) + self.uncounted.get(identifier, 0) <= limit:
                 self._join(identifier, entries)
                 continue
             # no evidence any more, but it once was: what it held together when it was doesn't fall apart for it
@@ -348,6 +346,9 @@ class _Graph:
     def _decide_group(
         self, nodes: Sequence[_Node], heirs: Mapping[str, _Node], at: datetime, decisions: Decisions
     ) -> None:
+        if len(nodes) == 1 and nodes[0].customer_id is None:
+            decisions.links.append(_first(nodes[0], founded(nodes[0].name), "new"))
+            return
         standing = [
             node for node in nodes if node.whole or (node.member and heirs[node.member.known.customer_id] is node)
         ]
@@ -385,23 +386,28 @@ class _Graph:
                         evidence=evidence,
                     )
                 )
+            elif node is founder:
+                decisions.links.append(_first(node, winner, "new"))
             else:
-                decisions.links.append(
-                    Link(
-                        subject=node.name,
-                        source=node.source,
-                        customer_id=winner,
-                        link_seq=1,
-                        created_at=node.created_at,
-                        linked_at=node.created_at,
-                        reason="new" if node is founder else "identifier",
-                        evidence=() if node is founder else evidence,
-                    )
-                )
+                decisions.links.append(_first(node, winner, "identifier", evidence))
 
     def _created_at(self, node: _Node) -> datetime:
         assert node.customer_id is not None
         return self.state.customers[node.customer_id].created_at
+
+
+def _first(node: _Node, customer_id: str, reason: str, evidence: tuple[Evidence, ...] = ()) -> Link:
+    """The first link of a new subject."""
+    return Link(
+        subject=node.name,
+        source=node.source,
+        customer_id=customer_id,
+        link_seq=1,
+        created_at=node.created_at,
+        linked_at=node.created_at,
+        reason=reason,
+        evidence=evidence,
+    )
 
 
 def _root(node: _Node) -> _Node:

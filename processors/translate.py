@@ -47,6 +47,8 @@ EVENTS = uuid.UUID("c3a1f7de-4f2b-5b7e-9a64-1d1c5c0b8a21")
 FLUSH_S = 30.0
 """Longest wait for the broker to confirm a batch; then it is tried again as a whole."""
 SWEEP_S = 1.0
+EVENT_MAX_BYTES = 1_000_000
+"""Kafka's own limit for a message, less some room; the broker would refuse the whole batch."""
 
 Partition = tuple[str, int]
 
@@ -138,9 +140,6 @@ class Translator:
         except (DatabaseUnavailable, BrokerUnavailable):
             self._drop_clients()
             raise
-        except KafkaException as exc:
-            self._drop_clients()
-            raise kafka.translate_error(exc) from exc
         seconds = time.perf_counter() - started
         BATCH_SECONDS.labels("translate").observe(seconds)
         BATCH_EVENTS.labels("translate").observe(len(captures))
@@ -273,7 +272,10 @@ class Translator:
             )
 
     def _encoded(self, event: Event) -> _Outgoing:
-        return event.customer_id, type(event).__name__, self._codec.encode_event(event)
+        value = self._codec.encode_event(event)
+        if len(value) > EVENT_MAX_BYTES:
+            raise UnusableEvent(f"a {type(event).__name__} of {len(value)} bytes is more than customer.changes takes")
+        return event.customer_id, type(event).__name__, value
 
     def _produce(self, events: Iterable[_Outgoing], poisoned: Sequence[Capture]) -> None:
         """Produce and confirm all; what the broker said of the offsets goes to `_made`."""
@@ -295,7 +297,7 @@ class Translator:
         if producer.flush(FLUSH_S):
             raise BrokerUnavailable(f"Kafka confirmed not all of a batch within {FLUSH_S:.0f} s")
         if report.error is not None:
-            raise KafkaException(report.error)
+            raise kafka.translate_error(KafkaException(report.error))
         self._raise_made(report.ends.items())
         if report.unknown:
             self._raise_made(kafka.end_offsets(self._settings.kafka, [self._changes])[self._changes].items())
@@ -400,6 +402,8 @@ def _send(producer: Producer, topic: str, message: tuple[str, bytes, _Headers], 
     while True:
         try:
             producer.produce(topic, value, key, headers=headers, on_delivery=report)
+        except KafkaException as exc:
+            raise kafka.translate_error(exc) from exc
         except BufferError:
             # the local queue is full: wait until the broker has taken some
             producer.poll(0.1)

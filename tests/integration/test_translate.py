@@ -103,6 +103,13 @@ def test_poison_in_the_middle_of_a_batch_is_put_aside_and_the_rest_goes_on(setti
     assert offsets(settings, "offsets")[topic, 0] == 6
 
 
+def test_an_event_too_large_for_its_topic_is_put_aside(settings):
+    capture(settings, "shop", [person(1), person(2, name="x" * 1_000_000), person(3)], partition=0)
+    translate(settings, ["shop"])
+    assert {e["subject"] for e in events(settings, "ProfileStated")} == {"shop:customer:1", "shop:customer:3"}
+    assert [letter["code"] for letter in dead_letters(settings)] == ["unusable_event"]
+
+
 def test_what_the_database_refuses_is_found_and_put_aside(settings):
     capture(settings, "shop", [person(n) for n in (1, 2, 3)], partition=0)
     with postgres.connect(settings.postgres, role="tests") as db:
