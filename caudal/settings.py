@@ -100,7 +100,6 @@ class WorkerSettings(_Group):
     """Translate and project workers."""
 
     batch_max_events: int = Field(20_000, ge=1, description="Most records taken into one batch.")
-    batch_wait_ms: int = Field(2, ge=0, description="Longest wait for more records when some are there, ms.")
     web_port: int = Field(
         0, ge=0, le=65535, description="Port of the worker's health and metrics page; 0 takes a free one."
     )
