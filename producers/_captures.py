@@ -19,6 +19,7 @@ from caudal.settings import Settings
 __all__ = ["CaptureLog", "Captures"]
 
 SAME_PARTITION_S = 0.005
+KNOWN_WITHIN_S = 5.0
 
 
 class CaptureLog(Protocol):
@@ -74,9 +75,12 @@ class Captures:
         """
         kafka.ensure_topics(self._settings.kafka, [f"capture.{source}"])
         topic = kafka.capture_topic(self._settings.kafka, source)
-        partitions = kafka.topics(self._settings.kafka, self._admin).get(topic)
-        if not partitions:
-            raise BrokerUnavailable(f"the brokers don't know {topic} yet")
+        # a topic that was just created takes a moment to become known
+        deadline = time.monotonic() + KNOWN_WITHIN_S
+        while not (partitions := kafka.topics(self._settings.kafka, self._admin).get(topic)):
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"the brokers don't know {topic} yet")
+            time.sleep(0.02)
         self._codec.encode(topic, "Capture", {**_EMPTY, "source": source})
         self._topics[source] = topic, partitions
 

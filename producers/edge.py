@@ -6,15 +6,12 @@ Understanding it comes later (`processors/`), so a body that no connector can re
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import hashlib
 import os
-import signal
-import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,10 @@ from urllib.parse import quote
 
 import orjson
 import prometheus_client
-import uvicorn
 import uvloop
 from caudal.connectors import Connector, Scheme, SignedRequest, Verdict
 from caudal.connectors._sdk import EVENT_NAMESPACE
+from caudal.producers import _server
 from caudal.producers._auth import authentic, without_credentials
 from caudal.producers._captures import CaptureLog, Captures
 from caudal.producers._http import RETRY, Body, Intake, Receive, Refusal, Scope, Send, answer, refuse
@@ -33,18 +30,15 @@ from caudal.producers._producer import MessageTooLarge
 from caudal.producers._routes import Route, Routes
 from caudal.schemas import position
 from caudal.schemas.codec import Registry
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from caudal import connectors as installed
-from caudal.errors import BadSettings, CaudalError
+from caudal.errors import CaudalError
 from caudal.settings import Settings
 from caudal.telemetry import DELIVERIES, Log, logger
 
 __all__ = ["Edge", "build", "serve"]
 
 PREFIX = "/in/"
-KEEP_ALIVE_S = 75
-"""Longer than load balancers keep an idle connection (60 s), so that none is closed under a request."""
 
 _NAMESPACE = EVENT_NAMESPACE.bytes
 _NOT_FOUND = Refusal(404, "unknown_source", "there is no such source")
@@ -252,59 +246,9 @@ def serve(settings: Settings, *, started: Callable[[str, int], None] | None = No
         runner.run(_serve(settings, up))
 
 
-class _OneWrite:
-    """A transport that sends what is written in one turn of the event loop at once: head and body of an answer are one packet."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._parts: list[bytes] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._parts:
-            self._transport.write(b"".join(self._parts))
-            self._parts.clear()
-
-
-class _Protocol(HttpToolsProtocol):
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
-        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type] # it stands in for one
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn that tells when it listens, and that returns after a signal instead of ending the process by the same one."""
-
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._tell = started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._tell()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, setattr, self, "should_exit", True)
-        yield
-
-
 async def _serve(settings: Settings, started: Callable[[str, int], None]) -> None:
     app = build(settings)
-    listener = _listen(settings.edge.host, settings.edge.port)
+    listener = _server.listen(settings.edge.host, settings.edge.port)
     host, port = listener.getsockname()[:2]
     run_file = settings.home / "run" / "edge.json"
 
@@ -314,33 +258,13 @@ async def _serve(settings: Settings, started: Callable[[str, int], None]) -> Non
         logger().info(Log.PROCESS_STARTED, role="edge", host=host, port=port)
         started(host, port)
 
-    config = uvicorn.Config(
-        app,
-        http=_Protocol,
-        proxy_headers=False,  # what a request says of the address that it came through is not taken on trust
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        server_header=False,
-        log_config=None,
-        log_level="critical",  # a request that is no HTTP is answered with 400 and is nobody's error here
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=round(settings.edge.produce_timeout_s + settings.edge.receive_timeout_s) + 1,
-    )
     try:
-        await _Server(config, tell).serve(sockets=[listener])
+        await _server.run(
+            app, listener, tell, grace_s=settings.edge.produce_timeout_s + settings.edge.receive_timeout_s
+        )
     finally:
-        listener.close()
         run_file.unlink(missing_ok=True)
         logger().info(Log.PROCESS_STOPPED, role="edge")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as exc:
-        raise BadSettings(f"the edge can't listen on {host}:{port}: {exc.strerror}", hint="CAUDAL_EDGE__PORT") from None
 
 
 def _captures(settings: Settings) -> CaptureLog:
