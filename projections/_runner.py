@@ -141,7 +141,9 @@ class Runner:
             except (psycopg.DataError, psycopg.IntegrityError) as exc:
                 self._apply_apart(batch, exc)
                 return
-        telemetry.BATCH_SECONDS.labels("apply").observe(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        telemetry.BATCH_SECONDS.labels("apply").observe(seconds)
+        self._log.debug(Log.BATCH_PROJECTED, events=len(batch.messages), seconds=round(seconds, 4), changed=len(outbox))
         telemetry.BATCH_EVENTS.labels("project").observe(len(batch.messages))
         for event, count in batch.counts.items():
             telemetry.PROJECTED.labels(event).inc(count)
