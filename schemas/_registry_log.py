@@ -32,6 +32,8 @@ class Log:
         self._partition = TopicPartition(kafka.SCHEMAS, 0, OFFSET_BEGINNING)
         self._consumer = kafka.consumer(bare, "caudal-registry", **{"enable.partition.eof": True})
         self._consumer.assign([self._partition])
+        # asks where the topic ends: on the reader's connection that question would wait behind a fetch that waits for messages
+        self._looker = kafka.consumer(bare, "caudal-registry")
         self._producer = kafka.producer(bare)
         self._next = 0
 
@@ -43,7 +45,7 @@ class Log:
         """
         deadline = time.monotonic() + _TIMEOUT_S
         try:
-            _, end = self._consumer.get_watermark_offsets(self._partition, timeout=_TIMEOUT_S)
+            _, end = self._looker.get_watermark_offsets(self._partition, timeout=_TIMEOUT_S)
             while self._next < end:
                 if time.monotonic() > deadline:
                     raise BrokerUnavailable("Kafka can't be reached: reading _schemas takes too long")
@@ -87,4 +89,5 @@ class Log:
     def close(self) -> None:
         """Leave the brokers."""
         self._consumer.close()
+        self._looker.close()
         del self._producer  # librdkafka closes it with its last reference
