@@ -39,6 +39,8 @@ COMMANDS = ("pause", "resume")
 CAPTURES_MAX = 2_000
 """Most captures of one batch: a capture holds a whole delivery, of some kilobytes, and bounds the worker's memory."""
 STOP_S = 20.0
+_WRITTEN = (kafka.CHANGES, kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS, kafka.DEAD_LETTERS)
+"""Topics that a worker writes: their schemas are registered before it writes anything."""
 
 
 def run(settings: Settings, *, roles: Sequence[str] = ROLES) -> None:
@@ -71,7 +73,9 @@ class _Worker:
         self._ended: asyncio.Future[None] = loop.create_future()
         self._control = _Control(self._settings)
         with _signals(loop, self._end), _quiet():
-            codec = Codec(Registry(self._settings))
+            registry = Registry(self._settings)
+            await asyncio.to_thread(registry.register_all, _WRITTEN)
+            codec = Codec(registry)
             for role in self._roles:
                 self._stages[role] = await asyncio.to_thread(_STAGES[role], self._settings, codec)
             with tempfile.TemporaryDirectory(prefix="caudal-worker-") as folder:
@@ -89,6 +93,7 @@ class _Worker:
                     for stage in self._stages.values():
                         await asyncio.to_thread(stage.close)
                     await asyncio.to_thread(self._control.close)
+                    registry.close()
                     logger().info(Log.PROCESS_STOPPED, process="worker")
 
     def _end(self, reason: BaseException | None = None) -> None:
