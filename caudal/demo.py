@@ -39,7 +39,7 @@ from caudal.supervisor import Supervisor, members
 
 __all__ = ["Demo", "DemoFailed", "Moment", "Summary", "running"]
 
-PEOPLE = 250
+PEOPLE = 150
 DELIVERIES_PER_S = 400
 """Far below what the edge takes, so that the latencies are those of a system that isn't overrun."""
 CONNECTIONS = 16
