@@ -8,6 +8,7 @@ import sys
 
 from benchmarks import drain, edge, latency
 from benchmarks._machine import machine
+from caudal.telemetry import configure_logging
 
 NAMES = {"drain": drain.measure, "edge": edge.measure, "latency": latency.measure}
 
@@ -22,6 +23,7 @@ def main() -> int:
     )
     parser.add_argument("--scale", type=float, default=1.0, help="more or less work than usual; 0.1 for a quick look")
     arguments = parser.parse_args()
+    configure_logging("warning")  # to standard error: standard output is the result
     figures = NAMES[arguments.name](runs=arguments.runs, scale=arguments.scale)
     if arguments.json:
         print(json.dumps({"machine": machine(), "figures": figures}))

@@ -383,3 +383,20 @@ def test_a_broken_or_clashing_package_is_named(monkeypatch: pytest.MonkeyPatch, 
     entry(monkeypatch, found)
     with pytest.raises(BadSettings, match="elsewhere"):
         connectors.registry.__wrapped__()
+
+
+def test_a_gzip_body_is_unpacked_and_a_damaged_or_endless_one_is_poison() -> None:
+    import gzip
+
+    from caudal import connectors
+
+    shopify = connectors.get("shopify")
+    body = b'{"id": 1, "email": "ana@example.com", "updated_at": "2026-01-02T03:04:05Z"}'
+    headers = {"x-shopify-topic": "customers/create", "x-shopify-webhook-id": "w"}
+    plain = shopify.translate(Delivery(source="shop", body=body, headers=headers))
+    packed = Delivery(source="shop", body=gzip.compress(body), headers={**headers, "content-encoding": "gzip"})
+    assert shopify.translate(packed) == plain
+    assert plain
+    for bad in (b"no gzip", gzip.compress(body)[:-9], gzip.compress(bytes(65 * 1024 * 1024))):
+        with pytest.raises(InvalidPayload):
+            shopify.translate(Delivery(source="shop", body=bad, headers={**headers, "content-encoding": "gzip"}))

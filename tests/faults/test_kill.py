@@ -1,0 +1,145 @@
+"""A worker killed with SIGKILL in the middle of a backlog, and started again, ends where an undisturbed one does."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from caudal.projections import LIVE
+from caudal.schemas.codec import Codec, Registry
+from logs import TABLES, clear, connect
+
+from benchmarks import _generate
+from caudal import kafka, postgres
+from caudal.settings import Settings
+
+EVENTS = 50_000
+CUSTOMERS = 15_000
+
+
+@contextmanager
+def worker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CAUDAL_")} | {
+        "CAUDAL_HOME": str(settings.home),
+        "CAUDAL_CONFIG_FILE": str(settings.config_file),
+        "CAUDAL_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers or "",
+        "CAUDAL_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
+        "CAUDAL_POSTGRES__DSN": postgres.dsn(settings.postgres),
+        "CAUDAL_REGISTRY__URL": settings.registry.url or "",
+        "CAUDAL_WORKER__SESSION_TIMEOUT_MS": "6000",
+        "CAUDAL_WORKER__BATCH_MAX_EVENTS": "2000",  # so that the kill falls between and into batches
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "caudal.cli", "run", "--role", "worker"], env=env, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def fill(settings: Settings) -> int:
+    registry = Registry(settings)
+    codec = Codec(registry)
+    producer = kafka.producer(settings.kafka, **{"linger.ms": 20, "queue.buffering.max.messages": 1_000_000})
+    topic = kafka.topic(settings.kafka, kafka.CHANGES)
+    messages = [
+        {"key": event.customer_id.encode(), "value": codec.encode_event(event)}
+        for event in _generate.events(EVENTS, CUSTOMERS, skew=0.6)
+    ]
+    producer.produce_batch(topic, messages)
+    assert producer.flush(60) == 0
+    registry.close()
+    return len(messages)
+
+
+def projected(conn: psycopg.Connection[Any], settings: Settings) -> int:
+    topic = kafka.topic(settings.kafka, kafka.CHANGES)
+    row = conn.execute(
+        "SELECT coalesce(sum(next_offset), 0)::bigint FROM hub.offsets WHERE topic = %s", (topic,)
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def reach(conn: psycopg.Connection[Any], settings: Settings, count: int, *, timeout_s: float = 180) -> None:
+    """Wait until so many events are projected and, at the end, everything is published."""
+    deadline = time.monotonic() + timeout_s
+    while projected(conn, settings) < count or (count == EVENTS and outbox(conn)):
+        assert time.monotonic() < deadline, (
+            f"{projected(conn, settings)} of {count} events projected, {outbox(conn)} outbox rows"
+        )
+        time.sleep(0.02)
+
+
+def outbox(conn: psycopg.Connection[Any]) -> int:
+    row = conn.execute("SELECT count(*) FROM hub.outbox").fetchone()
+    return int(row[0]) if row else 0
+
+
+def digests(conn: psycopg.Connection[Any]) -> dict[str, str]:
+    found = {}
+    for name in TABLES:
+        digest = hashlib.sha256()
+        for (row,) in conn.execute(f'SELECT t::text FROM {LIVE}.{name} t ORDER BY t::text COLLATE "C"'):
+            digest.update(row.encode() + b"\n")
+        found[name] = digest.hexdigest()
+    return found
+
+
+def newest_profiles(settings: Settings, codec: Codec) -> dict[str, tuple[int, str | None]]:
+    """Customer → version and e-mail of the last message on customer.profiles; versions must rise."""
+    consumer = kafka.consumer(settings.kafka, "tests")
+    topic = kafka.topic(settings.kafka, kafka.PROFILES)
+    left = sum(kafka.end_offsets(settings.kafka, [topic])[topic].values())
+    consumer.subscribe([topic])
+    newest: dict[str, tuple[int, str | None]] = {}
+    deadline = time.monotonic() + 60
+    while left and time.monotonic() < deadline:
+        message = consumer.poll(0.5)
+        if message is None or message.error() is not None:
+            continue
+        left -= 1
+        value = codec.decode(message.value() or b"")[1]
+        customer = value["customer_id"]
+        assert customer not in newest or value["version"] >= newest[customer][0], "versions went back"
+        newest[customer] = (value["version"], value["email"])
+    consumer.close()
+    assert not left
+    return newest
+
+
+def test_a_worker_killed_amid_50000_events_ends_where_an_undisturbed_one_does(settings: Settings) -> None:
+    count = fill(settings)
+    with connect(settings) as conn:
+        for stop_at in (4_000, 20_000):
+            with worker(settings) as running:
+                reach(conn, settings, stop_at)
+                running.kill()
+                running.wait()
+            assert projected(conn, settings) < count, "it was killed too late to prove anything"
+        with worker(settings):
+            reach(conn, settings, count)
+        disturbed = digests(conn)
+        registry = Registry(settings)
+        published = newest_profiles(settings, Codec(registry))
+        registry.close()
+        live = dict(conn.execute("SELECT customer_id::text, email FROM live.profiles").fetchall())
+        assert {customer: email for customer, (_, email) in published.items()} == live
+
+        clear(conn)
+        with worker(settings):
+            reach(conn, settings, count)
+        assert digests(conn) == disturbed
