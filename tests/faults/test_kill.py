@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+import pytest
 from caudal.projections import LIVE
 from caudal.schemas.codec import Codec, Registry
 from logs import TABLES, clear, connect
@@ -121,6 +122,7 @@ def newest_profiles(settings: Settings, codec: Codec) -> dict[str, tuple[int, st
     return newest
 
 
+@pytest.mark.timeout(900)  # four workers and 100,000 events: minutes on a busy machine
 def test_a_worker_killed_amid_50000_events_ends_where_an_undisturbed_one_does(settings: Settings) -> None:
     count = fill(settings)
     with connect(settings) as conn:
