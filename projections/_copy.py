@@ -82,7 +82,7 @@ def _writer(type_: pa.DataType, *, jsonb: bool = False) -> Callable[[Any], bytes
         oid = _OIDS[str(type_.value_type)]
 
         def write_list(values: list[Any]) -> bytes:
-            dimensions = struct.pack("!iii", 1, 1, oid) + struct.pack("!ii", len(values), 1)
+            dimensions = struct.pack("!iii", 1, None in values, oid) + struct.pack("!ii", len(values), 1)
             return dimensions + b"".join(_sized(element, v) for v in values)
 
         return write_list

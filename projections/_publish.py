@@ -131,9 +131,9 @@ class Publisher:
             raise BrokerUnavailable("Kafka did not take the dead letters")
 
     @property
-    def under_way(self) -> int:
-        """Batches not yet acknowledged."""
-        return len(self._pending)
+    def under_way(self) -> list[int]:
+        """Outbox ids whose messages are not yet known to be acknowledged."""
+        return [id_ for pending in self._pending for id_ in pending.outbox]
 
     def close(self) -> None:
         """Wait a little for what is under way; the outbox has whatever is not acknowledged."""

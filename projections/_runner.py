@@ -35,6 +35,8 @@ from caudal.telemetry import Log, logger
 __all__ = ["Runner"]
 
 _VIEWS = {view.name: view for view in VIEWS}
+LOOK_EVERY_S = 0.25
+"""How long what another worker left in the outbox may wait."""
 _OURS = -1
 _STRIPE_LOCKS = 0x6361_7564
 """First key of the advisory locks, to keep clear of other users of the database."""
@@ -88,6 +90,7 @@ class Runner:
         timeout_ms = max(1000, settings.worker.session_timeout_ms - 1000)
         self._publisher = Publisher(settings.kafka, codec, timeout_ms=timeout_ms)
         self._mine: set[int] = set()
+        self._looked = 0.0
         self._conn: psycopg.Connection[Any] | None = None
         self._statements = _statements(self._priority)
         self._log = logger()
@@ -127,7 +130,7 @@ class Runner:
             BrokerUnavailable: the rows are stored and in the outbox; `recover` publishes them.
         """
         started = time.perf_counter()
-        self._finish_published()
+        self._tend()
         if batch.bad:  # before the offsets move on: a crash in between may repeat a dead letter, never lose one
             self._bury(batch.bad)
         stripes = batch.stripes
@@ -164,10 +167,8 @@ class Runner:
         return done
 
     def idle(self) -> None:
-        """Housekeeping while nothing arrives: forget what is acknowledged, publish what other workers left for our partitions."""
-        self._finish_published()
-        if self._mine and not self._publisher.under_way:
-            self.recover(sorted(self._mine))
+        """Housekeeping while nothing arrives: forget what is acknowledged, publish what others left for our partitions."""
+        self._tend()
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Wait until everything published is acknowledged, and forget it in the outbox."""
@@ -377,6 +378,15 @@ class Runner:
 
     # ---- the outbox
 
+    def _tend(self) -> None:
+        """Forget what is acknowledged; every moment, also under load, publish what the outbox holds and is not under way: what other
+        workers left for our partitions, and what Kafka refused before.
+        """
+        self._finish_published()
+        if self._mine and time.monotonic() - self._looked >= LOOK_EVERY_S:
+            self._looked = time.monotonic()
+            self.recover(sorted(self._mine))
+
     def _finish_published(self) -> None:
         self._forget(self._publisher.confirmed())
 
@@ -388,8 +398,9 @@ class Runner:
     def _recover(self, partitions: list[int]) -> int:
         conn = self._connection()
         found = conn.execute(
-            "SELECT id, partitions, topic, customer_ids::text[], payload FROM hub.outbox WHERE partitions && %s::int[] ORDER BY id",
-            (partitions,),
+            "SELECT id, partitions, topic, customer_ids::text[], payload FROM hub.outbox "
+            "WHERE partitions && %s::int[] AND id <> ALL(%s::bigint[]) ORDER BY id",
+            (partitions, self._publisher.under_way),
         ).fetchall()
         done = 0
         for id_, of, topic, customers, payload in found:

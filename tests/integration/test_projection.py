@@ -244,7 +244,7 @@ def test_changes_of_customers_on_other_partitions_are_left_to_their_owner(
     stranger.flush()
     assert conn.execute("SELECT partitions FROM hub.outbox WHERE topic = 'customer.profiles'").fetchall() == [([home],)]
     owner = runners([home])
-    owner.idle()
+    owner.idle()  # and apply, under load
     assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (0,)
     assert [key for key, _ in published(settings, codec, kafka.PROFILES, 1)] == [ANA]
 
@@ -292,6 +292,7 @@ def test_copy_by_rows_gives_the_bytes_of_copy_by_columns() -> None:
             "words": pa.array([["a", None], None, ["b"]], pa.list_(pa.string())),
             "counts": pa.array([[1, 2], None, [3]], pa.list_(pa.int32())),
             "sums": pa.array([[1], None, [2**50]], pa.list_(pa.int64())),
+            "none": pa.array([[], None, []], pa.list_(pa.string())),
             "json": pa.array(['{"a":1}', None, "[]"]),
         }
     )
