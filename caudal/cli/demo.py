@@ -146,7 +146,9 @@ def _report(summary: Summary) -> None:
             ("dead letters", sum(counts["dead_letters"].values()), _listed(counts["dead_letters"])),
         ],
     )
-    print(f"\nfrom accepted to readable: median {latency['p50']} ms, 99 % within {latency['p99']} ms")
+    rate = summary.deliveries_per_s
+    print(f"\nin a rush: {rate['accepted']:,} deliveries a second accepted, {rate['readable']:,} a second readable")
+    print(f"one by one, from accepted to readable: median {latency['p50']} ms, 99 % within {latency['p99']} ms")
     print(", ".join(f"{name} {version}" for name, version in summary.versions.items()))
     if summary.person:
         from caudal.cli.customers import show
