@@ -158,6 +158,8 @@ def _cell(value: object) -> str:
             return "yes" if value else "no"
         case datetime():
             return value.isoformat(sep=" ", timespec="seconds")
+        case dict():
+            return ", ".join(f"{name} {each}" for name, each in sorted(value.items()))
         case list() | tuple() | set() | frozenset():
             return ", ".join(sorted(str(item) for item in value))
         case _:

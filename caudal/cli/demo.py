@@ -153,7 +153,8 @@ def _report(summary: Summary) -> None:
     if summary.person:
         from caudal.cli.customers import show
 
-        print("\nOne person of three systems, one customer:\n")
+        orders, tickets = (", ".join(summary.metrics_from[kind]) for kind in ("order", "ticket"))
+        print(f"\nOne person of three systems, one customer; orders counted from {orders}, tickets from {tickets}:\n")
         show(summary.person)
 
 

@@ -74,6 +74,7 @@ def test_once_with_json_prints_one_summary_that_holds_and_stops_everything(setti
     assert maria["metrics"]["orders_count"] == 4
     assert maria["metrics"]["tickets_count"] == 2
     assert maria["metrics"]["refunded_minor"]["BRL"] > 0
+    assert summary["metrics_from"] == {"order": ["shop-br"], "ticket": ["help"]}
     assert _left(home) == []
 
 

@@ -32,8 +32,9 @@ def hub(settings):
     return settings
 
 
-def _send(edge: str, number: int, email: str) -> str:
+def _send(edge: str, number: int, email: str, *, damaged: bool = False) -> str:
     body = json.dumps({"id": number, "email": email, "updated_at": datetime.now(UTC).isoformat()}).encode()
+    body = body[:8] if damaged else body
     headers = {
         "x-shopify-topic": "customers/update",
         "x-shopify-webhook-id": f"delivery-{number}",
@@ -92,6 +93,14 @@ def test_a_tree_takes_a_delivery_to_the_api_and_survives_the_death_of_a_worker(h
         tailed = caudal(hub, "tail", "changes", "captures", "--from-beginning", "--max", "6", "--json")
         records = [json.loads(line) for line in tailed.stdout.splitlines()]
         assert {record["type"] for record in records} == {"SubjectLinked", "ProfileStated", "Capture"}
+
+        _send(edge, 3, "", damaged=True)
+        [letter] = until(lambda: json.loads(caudal(hub, "dead-letters", "list", "--json").stdout), log)
+        assert letter["code"] == "invalid_payload"
+        shown = json.loads(caudal(hub, "dead-letters", "show", letter["dead_letter_id"][:8], "--json").stdout)
+        assert shown["record"]["body"] == '{"id": 3'
+        redriven = caudal(hub, "dead-letters", "redrive", "--code", "invalid_payload", "--json")
+        assert json.loads(redriven.stdout) == {"redriven": 1, "skipped": 0}
 
         left = list(_children(tree).values())
         tree.send_signal(signal.SIGINT)

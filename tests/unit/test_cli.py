@@ -228,6 +228,12 @@ def test_servers_that_are_down_give_69_and_say_how_to_start_them(caudal):
     assert caudal("status").returncode == 69
 
 
+def test_stopping_what_does_not_run_is_no_error(caudal):
+    done = caudal("down", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"stopped": []}
+
+
 def test_an_unknown_connector_is_told_with_those_that_exist(caudal):
     done = caudal("translate", "salesforke", "-", stdin="{}")
     assert done.returncode == 78
