@@ -370,6 +370,9 @@ def test_ready_looks_at_postgresql_kafka_and_the_views(world, http):
 def test_the_run_file_says_where_the_api_listens_while_it_does(world, settings):
     file = settings.home / "run" / "api.json"
     with running(settings) as address:
+        deadline = time.monotonic() + 20
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)  # the address answers a moment before the file says so
         found = json.loads(file.read_text())
         assert address == f"http://{found['host']}:{found['port']}"
         assert found["pid"] == os.getpid()
