@@ -103,17 +103,21 @@ async def end_to_end(stage: Stage, *, seconds: float) -> list[float]:
     listener = asyncio.create_task(_listen(api, token, received, listening))
     await asyncio.wait_for(listening.wait(), 60)
     await _send(edge, secret, sent, "warm", int(DELIVERY_RATE * WARM_UP_S))
+    await _pushed(list(sent), received)  # the worker has joined its groups and caught up
     await _send(edge, secret, sent, "told", int(DELIVERY_RATE * seconds))
-    deadline = time.perf_counter() + 60
     told = [name for name in sent if name.startswith("told")]
-    while not all(name in received for name in told):
-        if time.perf_counter() > deadline:
-            raise TimeoutError(
-                f"{sum(n not in received for n in told)} of {len(told)} deliveries were not pushed within 60 s"
-            )
-        await asyncio.sleep(0.1)
+    await _pushed(told, received)
     listener.cancel()
     return [(received[name] - sent[name]) * 1000 for name in told]
+
+
+async def _pushed(names: list[str], received: dict[str, float]) -> None:
+    """Wait until all have arrived; beyond what the machine can do, a backlog builds up and is waited for."""
+    deadline = time.perf_counter() + 300
+    while missing := sum(name not in received for name in names):
+        if time.perf_counter() > deadline:
+            raise TimeoutError(f"{missing} of {len(names)} deliveries were not pushed within 300 s")
+        await asyncio.sleep(0.1)
 
 
 async def _listen(api: str, token: str, received: dict[str, float], listening: asyncio.Event) -> None:
