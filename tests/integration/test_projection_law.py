@@ -151,7 +151,7 @@ def runner(settings: Settings) -> Iterator[Runner]:
 
 
 @hypothesis_settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(log=logs(), seed=st.integers(0, 2**16), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_any_order_duplication_and_batching_of_a_log_gives_the_same_tables(
