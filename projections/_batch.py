@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -17,6 +17,7 @@ from caudal.projections import _copy
 from caudal.projections._fact import Fact
 from caudal.projections._schema import FACTS
 from caudal.schemas.codec import Codec
+from caudal.schemas.dead_letters import Message
 
 from caudal.errors import UndecodableRecord, UnusableEvent
 
@@ -26,16 +27,6 @@ LINKED = 1 << len(FACTS)
 """Bit of `facts` in the staging tables that says that a customer's links were stated."""
 ALL = (LINKED << 1) - 1
 STRIPES = 64
-
-
-class Message(Protocol):
-    """What is read of a Kafka message (confluent_kafka.Message)."""
-
-    def topic(self) -> str | None: ...
-    def partition(self) -> int | None: ...
-    def offset(self) -> int | None: ...
-    def key(self) -> bytes | None: ...
-    def value(self) -> bytes | None: ...
 
 
 def bit(name: str) -> int:
