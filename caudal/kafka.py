@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicMetadata
 
 from caudal.errors import BrokerUnavailable, CaudalError, Fatal
 from caudal.settings import KafkaSettings
@@ -44,6 +45,8 @@ SCHEMAS = "_schemas"
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest message of capture topics and of `dead.letters`, which hold what was sent as it came. Kafka's own limit is 1 MB."""
 
+LEADERS_S = 20.0
+"""Longest wait for new topics to get their leaders."""
 _COMPACTED = {PROFILES, METRICS, SCHEMAS}
 _FOREVER = {CHANGES, DEAD_LETTERS, SEGMENTS}
 
@@ -118,10 +121,11 @@ def answers(settings: KafkaSettings, timeout_s: float = 5.0) -> bool:
 
 
 def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
-    """Create the topics that don't exist yet (names without the prefix); others are left as they are.
+    """Create the topics that don't exist yet (names without the prefix), and wait until they can be written; others are left as they
+    are.
 
     Raises:
-        BrokerUnavailable: the brokers can't be reached.
+        BrokerUnavailable: the brokers can't be reached, or a new topic gets no leader in time.
     """
     client = admin(settings)
     new = []
@@ -139,6 +143,27 @@ def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
         except KafkaException as exc:
             if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise translate_error(exc) from exc
+    _await_leaders(client, {new_topic.topic: new_topic.num_partitions for new_topic in new})
+
+
+def _await_leaders(client: AdminClient, wanted: dict[str, int]) -> None:
+    """Wait until the brokers tell of every partition who leads it: a producer that asks earlier may fail its first messages."""
+    until = time.monotonic() + LEADERS_S
+    missing = set(wanted)
+    while missing:
+        try:
+            known = client.list_topics(timeout=10).topics
+        except KafkaException as exc:
+            raise translate_error(exc) from exc
+        missing = {name for name in wanted if not _led(known.get(name))}
+        if missing and time.monotonic() > until:
+            raise BrokerUnavailable(f"{len(missing)} new topics got no leader within {LEADERS_S:.0f} s")
+        if missing:
+            time.sleep(0.05)
+
+
+def _led(topic: TopicMetadata | None) -> bool:
+    return topic is not None and bool(topic.partitions) and all(p.leader >= 0 for p in topic.partitions.values())
 
 
 def topics(settings: KafkaSettings, client: AdminClient | None = None) -> dict[str, int]:

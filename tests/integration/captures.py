@@ -87,6 +87,7 @@ def capture(
     kafka.ensure_topics(settings.kafka, [f"capture.{source}"])
     topic = kafka.capture_topic(settings.kafka, source)
     producer = kafka.producer(settings.kafka)
+    errors: list[object] = []
     for payload in payloads:
         delivery_id = uuid.uuid4().hex
         row = {
@@ -102,8 +103,10 @@ def capture(
             "captured_at": datetime.now(UTC),
         }
         where = {} if partition is None else {"partition": partition}
-        producer.produce(topic, codec.encode(topic, "Capture", row), delivery_id, **where)
+        value = codec.encode(topic, "Capture", row)
+        producer.produce(topic, value, delivery_id, on_delivery=lambda error, _: errors.append(error), **where)
     assert producer.flush(30) == 0
+    assert not any(errors), errors
 
 
 def read(settings: Settings, topics: Sequence[str]) -> list[Message]:
