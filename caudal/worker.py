@@ -13,7 +13,6 @@ import signal
 import socket
 import ssl
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -78,23 +77,22 @@ class _Worker:
             codec = Codec(registry)
             for role in self._roles:
                 self._stages[role] = await asyncio.to_thread(_STAGES[role], self._settings, codec)
-            with tempfile.TemporaryDirectory(prefix="caudal-worker-") as folder:
-                app, address = self._app(folder)
-                running = asyncio.ensure_future(self._run_app(app))
-                try:
-                    for pump in self._pumps.values():
-                        await pump.start()
-                    logger().info(Log.PROCESS_STARTED, process="worker", roles=list(self._roles), web=address)
-                    await self._ended
-                finally:
-                    for pump in self._pumps.values():
-                        await pump.stop()
-                    await self._stop_app(app, running)
-                    for stage in self._stages.values():
-                        await asyncio.to_thread(stage.close)
-                    await asyncio.to_thread(self._control.close)
-                    registry.close()
-                    logger().info(Log.PROCESS_STOPPED, process="worker")
+            app, address = self._app()
+            running = asyncio.ensure_future(self._run_app(app))
+            try:
+                for pump in self._pumps.values():
+                    await pump.start()
+                logger().info(Log.PROCESS_STARTED, process="worker", roles=list(self._roles), web=address)
+                await self._ended
+            finally:
+                for pump in self._pumps.values():
+                    await pump.stop()
+                await self._stop_app(app, running)
+                for stage in self._stages.values():
+                    await asyncio.to_thread(stage.close)
+                await asyncio.to_thread(self._control.close)
+                registry.close()
+                logger().info(Log.PROCESS_STOPPED, process="worker")
 
     def _end(self, reason: BaseException | None = None) -> None:
         if not self._ended.done():
@@ -129,10 +127,12 @@ class _Worker:
         if not running.cancelled():
             running.exception()  # told by _run_app
 
-    def _app(self, folder: str) -> tuple[Any, str]:
+    def _app(self) -> tuple[Any, str]:
         """The Faust app with its agents, pages and timers, not started; and the address of its page."""
         faust = _import_faust()
         port = _free_port(self._settings.worker.web_port)
+        folder = self._settings.home / "faust"  # Faust wants one; with stores in memory it keeps nothing there
+        folder.mkdir(parents=True, exist_ok=True)
         app = faust.App(
             f"{self._settings.kafka.topic_prefix}caudal.worker",
             **_broker(faust, self._settings),

@@ -228,28 +228,63 @@ class Connector:
             UnknownKind: neither a registered nor an ignored kind.
             UnusableEvent: a value of an event can't be stored.
         """
+        events, poison = self.salvage(delivery)
+        if poison is not None:
+            raise poison from None
+        return events
+
+    def salvage(self, delivery: Delivery) -> tuple[list[Event], Poison | None]:
+        """What can be used of a delivery: the events of every usable item, and why the first of the others can't be used.
+
+        One bad notice in a batch of a hundred must not hold back the other ninety-nine. The delivery can be redriven as a whole later:
+        the events that are repeated then have the same ids.
+        """
+        events: list[Event] = []
+        poison: Poison | None = None
+        items: Iterator[Item] = iter(())
+        try:
+            delivery = self._completed(delivery)
+            items = iter((self.split or _whole)(delivery))
+        except Exception as exc:
+            return [], self._poison(exc, delivery.kind)
+        while True:
+            try:
+                item = next(items, None)
+                if item is None:
+                    return events, poison
+            except Exception as exc:  # a generator that raised is at its end
+                return events, poison or self._poison(exc, delivery.kind)
+            try:
+                events += list(self._events(delivery, *item))
+            except Exception as exc:
+                poison = poison or self._poison(exc, delivery.kind)
+
+    def _completed(self, delivery: Delivery) -> Delivery:
+        """The delivery unpacked, with its id and kind."""
         if delivery.headers.get("content-encoding", "").strip().lower() == "gzip":
             delivery = replace(delivery, body=_unpacked(delivery.body))
-        delivery_id, kind = delivery.delivery_id, delivery.kind
-        if not delivery_id or kind is None:
-            found_id, found_kind = self.key(delivery.headers, delivery.body)
-            kind = found_kind if kind is None else kind
-            delivery = replace(delivery, delivery_id=delivery_id or found_id, kind=kind)
-        events: list[Event] = []
-        try:
-            for item_kind, item_id, value in (self.split or _whole)(delivery):
-                events.extend(self._events(delivery, item_kind, item_id, value))
-        except (Poison, MemoryError):
-            raise
-        except ValidationError as exc:
-            raise InvalidPayload(f"{self.name} {_shown(kind)}: {_faults(exc, self._model_of(exc))}") from None
-        except Exception as exc:
-            # whatever a connector stumbles over is kept as a dead letter and redriven once the connector is mended. The texts of such
-            # errors may quote the payload, so only their type and place are told, and they are not chained
-            raise InvalidPayload(
-                f"{self.name} {_shown(kind)}: not usable ({type(exc).__name__} at {_place(exc)})"
-            ) from None
-        return events
+        if delivery.delivery_id and delivery.kind is not None:
+            return delivery
+        found_id, found_kind = self.key(delivery.headers, delivery.body)
+        kind = found_kind if delivery.kind is None else delivery.kind
+        return replace(delivery, delivery_id=delivery.delivery_id or found_id, kind=kind)
+
+    def _poison(self, exc: Exception, kind: str | None) -> Poison:
+        """The error as a reason to put the delivery aside.
+
+        Whatever a connector stumbles over is kept as a dead letter and redriven once the connector is mended. The texts of such errors
+        may quote the payload, so only their type and place are told.
+
+        Raises:
+            MemoryError: nothing that the delivery can help.
+        """
+        if isinstance(exc, MemoryError):
+            raise exc
+        if isinstance(exc, Poison):
+            return exc
+        if isinstance(exc, ValidationError):
+            return InvalidPayload(f"{self.name} {_shown(kind)}: {_faults(exc, self._model_of(exc))}")
+        return InvalidPayload(f"{self.name} {_shown(kind)}: not usable ({type(exc).__name__} at {_place(exc)})")
 
     def _events(self, delivery: Delivery, kind: str, item_id: str, value: Any) -> Iterator[Event]:
         if kind in self.ignored:

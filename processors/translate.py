@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from itertools import chain
 
 import psycopg
@@ -47,6 +48,9 @@ EVENTS = uuid.UUID("c3a1f7de-4f2b-5b7e-9a64-1d1c5c0b8a21")
 FLUSH_S = 30.0
 """Longest wait for the broker to confirm a batch; then it is tried again as a whole."""
 SWEEP_S = 1.0
+CLOCK_SKEW = timedelta(days=1)
+"""What is said to have occurred later than this after it was captured, occurred when it was captured: the newest statement wins, and
+one from a clock that runs years ahead would win for years."""
 EVENT_MAX_BYTES = 1_000_000
 """Kafka's own limit for a message, less some room; the broker would refuse the whole batch."""
 
@@ -196,12 +200,15 @@ class Translator:
                 delivery_id=row["delivery_id"],
                 captured_at=row["captured_at"],
             )
-            capture.events = connector.translate(delivery)
+            capture.events, capture.poison = connector.salvage(delivery)
+            latest = delivery.captured_at + CLOCK_SKEW
             for event in capture.events:
                 # frozen for everyone else; these were made a moment ago, and copying forty fields takes longer than making them
                 object.__setattr__(event, "identifiers", self._rules.usable(event.identifiers))
+                if event.occurred_at > latest:
+                    object.__setattr__(event, "occurred_at", delivery.captured_at)
         except Poison as exc:
-            capture.poison, capture.events = exc, []
+            capture.poison = exc
         return capture
 
     def _apply(self, captures: list[Capture]) -> tuple[int, int]:
@@ -340,7 +347,7 @@ class Translator:
         for capture in captures:
             if capture.events:
                 TRANSLATED.labels(capture.source).inc(len(capture.events))
-            elif capture.poison is not None:
+            if capture.poison is not None:
                 DEAD_LETTERS.labels("translate", capture.poison.code).inc()
                 logger().warning(
                     Log.CAPTURE_DEAD_LETTERED,

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from caudal.connectors import Connector, Hmac, Payload
+from caudal.connectors import Connector, Delivery, Hmac, Payload, parse_json
 from caudal.processors.translate import Translator
 from caudal.schemas import Event, Identifier, ProfileStated, SubjectDeleted
 from caudal.schemas.codec import Codec, LocalRegistry
@@ -22,14 +22,22 @@ from caudal.settings import Settings
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
+
+def _items(delivery: Delivery) -> Iterator[tuple[str, str, Any]]:
+    value = parse_json(delivery.body)
+    for place, item in enumerate(value if isinstance(value, list) else [value]):
+        yield delivery.kind or "", f"{delivery.delivery_id}:{place}", item
+
+
 people = Connector(
     name="people",
     title="People",
     kind=lambda _headers, _body: "person",
     delivery_id=lambda _headers, _body: None,
     verify=Hmac(header="x-signature"),
+    split=_items,
 )
-"""Its deliveries say what the event shall be."""
+"""Its deliveries say what the event shall be, or are a list of such."""
 
 
 class Person(Payload):

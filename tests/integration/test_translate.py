@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
+import orjson
 import pytest
 from captures import (
     T0,
@@ -101,6 +102,22 @@ def test_poison_in_the_middle_of_a_batch_is_put_aside_and_the_rest_goes_on(setti
     assert found[1]["stage"] == "translate"
     assert found[5]["payload"] == b"no capture at all"
     assert offsets(settings, "offsets")[topic, 0] == 6
+
+
+def test_what_is_usable_of_a_batched_delivery_goes_on_and_the_delivery_is_put_aside(settings):
+    capture(settings, "shop", [orjson.dumps([person(1), {"name": "nobody"}, person(2)])])
+    translate(settings, ["shop"])
+    assert {e["subject"] for e in events(settings, "ProfileStated")} == {"shop:customer:1", "shop:customer:2"}
+    (letter,) = dead_letters(settings)
+    assert letter["code"] == "invalid_payload"
+
+
+def test_a_statement_from_years_ahead_does_not_win_for_years(settings):
+    ahead = {**person(1, name="Ahead"), "at": (datetime.now(UTC) + timedelta(days=3650)).isoformat()}
+    capture(settings, "shop", [ahead])
+    translate(settings, ["shop"])
+    (event,) = events(settings, "ProfileStated")
+    assert event["occurred_at"] == event["captured_at"]
 
 
 def test_an_event_too_large_for_its_topic_is_put_aside(settings):
