@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from caudal.projections import ensure_live
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
@@ -107,6 +108,7 @@ def stage() -> Iterator[Stage]:
         postgres.migrate(settings.postgres)
         kafka.ensure_topics(settings.kafka, TOPICS)
         made = Stage(settings, Path(folder))
+        ensure_live(made.conn)
         try:
             yield made
         finally:

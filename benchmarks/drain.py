@@ -73,10 +73,8 @@ def drained(stage: Stage, events: Iterable[Event]) -> float:
 
 def _progress(stage: Stage) -> tuple[int, int]:
     """Events whose offset is stored, and outbox rows not yet acknowledged."""
-    topic = kafka.topic(stage.settings.kafka, kafka.CHANGES)
     row = stage.conn.execute(
-        "SELECT coalesce(sum(next_offset), 0)::bigint, (SELECT count(*) FROM hub.outbox) FROM hub.offsets WHERE topic = %s",
-        (topic,),
+        "SELECT coalesce(sum(next_offset), 0)::bigint, (SELECT count(*) FROM hub.outbox) FROM live.offsets"
     ).fetchone()
     assert row is not None
     return row[0], row[1]

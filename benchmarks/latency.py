@@ -47,7 +47,7 @@ def project_latencies(stage: Stage, *, seconds: float) -> list[float]:
     stage.start("worker", CAUDAL_WORKER__WEB_PORT="0")
     count = fill(stage, _generate.profile_events(CUSTOMERS, CUSTOMERS))
     topic = kafka.topic(stage.settings.kafka, kafka.CHANGES)
-    wait_until(lambda: _stored(stage, topic) >= count, timeout_s=120, what="projection of the customers")
+    wait_until(lambda: _stored(stage) >= count, timeout_s=120, what="projection of the customers")
     codec = Codec(Registry(stage.settings))
     producer = kafka.producer(stage.settings.kafka)
     known = [row[0] for row in stage.conn.execute("SELECT subject FROM live.links").fetchall()]
@@ -64,7 +64,7 @@ def project_latencies(stage: Stage, *, seconds: float) -> list[float]:
         producer.produce(topic, key=event.customer_id.encode(), value=codec.encode_event(event))
         producer.poll(0)
     producer.flush(30)
-    wait_until(lambda: _stored(stage, topic) >= count + len(people), timeout_s=60, what="projection of the last event")
+    wait_until(lambda: _stored(stage) >= count + len(people), timeout_s=60, what="projection of the last event")
     rows = stage.conn.execute(
         """SELECT extract(epoch FROM pg_xact_commit_timestamp(p.xmin) - s.captured_at)::float8 * 1000
            FROM live.profile_statements_parts s JOIN live.links l USING (subject) JOIN live.profiles p USING (customer_id)
@@ -76,10 +76,8 @@ def project_latencies(stage: Stage, *, seconds: float) -> list[float]:
     return [row[0] for row in rows]
 
 
-def _stored(stage: Stage, topic: str) -> int:
-    row = stage.conn.execute(
-        "SELECT coalesce(sum(next_offset), 0)::bigint FROM hub.offsets WHERE topic = %s", (topic,)
-    ).fetchone()
+def _stored(stage: Stage) -> int:
+    row = stage.conn.execute("SELECT coalesce(sum(next_offset), 0)::bigint FROM live.offsets").fetchone()
     return int(row[0]) if row else 0
 
 

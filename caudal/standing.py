@@ -64,8 +64,8 @@ def standing(settings: Settings) -> Standing:
     ]
     ends = {name[len(prefix) :]: partitions for name, partitions in kafka.end_offsets(settings.kafka, names).items()}
     with postgres.connect(settings.postgres, role="cli") as connection, postgres.translated():
-        projected = _offsets(connection, "hub.offsets", prefix)
-        translated = _offsets(connection, "hub.translated", prefix)
+        projected = {(kafka.CHANGES, p): offset for p, offset in _rows(connection, "live.offsets")}
+        translated = {(t.removeprefix(prefix), p): offset for t, p, offset, _ in _rows(connection, "hub.translated")}
     captures = {name: partitions for name, partitions in ends.items() if name.startswith("capture.")}
     changes = {kafka.CHANGES: ends.get(kafka.CHANGES, {})}
     return {
@@ -90,8 +90,7 @@ def _waiting(ends: dict[str, dict[int, int]], done: dict[tuple[str, int], int]) 
     )
 
 
-def _offsets(connection: Connection[Any], table: str, prefix: str) -> dict[tuple[str, int], int]:
+def _rows(connection: Connection[Any], table: str) -> list[tuple[Any, ...]]:
     if connection.execute("SELECT to_regclass(%s) IS NULL", (table,)).fetchone() == (True,):
-        return {}  # a hub that nothing has prepared yet
-    rows = connection.execute(f"SELECT topic, partition, next_offset FROM {table}").fetchall()
-    return {(topic.removeprefix(prefix), partition): offset for topic, partition, offset in rows}
+        return []  # nothing has prepared it yet
+    return connection.execute(f"SELECT * FROM {table}").fetchall()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import orjson
 import psycopg
@@ -20,11 +21,12 @@ from caudal.projections import _sql
 from caudal.projections._batch import ALL, LINKED, Batch, Message, bit, prepare
 from caudal.projections._fact import Fact
 from caudal.projections._publish import Change, Publisher, output_partition
-from caudal.projections._schema import FACTS, LIVE, VIEWS, ensure_live
+from caudal.projections._schema import FACTS, LIVE, SWAP_LOCK, VIEWS, ensure_live
 from caudal.projections._view import View
 from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import dead_letter
 from psycopg import sql
+from psycopg.errors import FeatureNotSupported, UndefinedColumn, UndefinedTable
 from psycopg.types.json import Jsonb, set_json_loads
 
 from caudal import kafka, postgres, telemetry
@@ -39,8 +41,9 @@ LOOK_EVERY_S = 0.25
 """How long what another worker left in the outbox may wait."""
 _OURS = -1
 _STRIPE_LOCKS = 0x6361_7564
-"""First key of the advisory locks, to keep clear of other users of the database."""
-
+"""First key of the advisory locks, to keep clear of other users of the database; each schema but the live one has its own."""
+_RESHAPED = (UndefinedTable, UndefinedColumn, FeatureNotSupported)
+"""What a statement on a schema of another definition ends with; the last one: "cached plan must not change result type"."""
 
 _SESSION = (
     "plan_cache_mode = force_generic_plan",
@@ -71,31 +74,51 @@ class _Stripes(Exception):
         self.missing = missing
 
 
-class Runner:
-    """Applies batches to the live schema; one thread at a time, except `decode`, which any thread may call."""
+class _Swapped(Exception):
+    """Another schema has taken the name of the one that the batch was meant for."""
 
-    def __init__(self, settings: Settings, codec: Codec, *, priorities: Mapping[str, int] | None = None) -> None:
-        """Connect and make the live schema if there is none. `hub` must have been migrated.
+
+class Runner:
+    """Applies batches to a schema; one thread at a time, except `decode`, which any thread may call."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        codec: Codec,
+        *,
+        priorities: Mapping[str, int] | None = None,
+        schema: str = LIVE,
+        feed: bool = True,
+    ) -> None:
+        """Connect and make the schema if there is none. `hub` must have been migrated.
 
         Args:
             settings: resolved settings (servers known).
             codec: how records are encoded and decoded.
             priorities: source → priority in a profile; higher wins, 0 if not named.
+            schema: what is written to.
+            feed: publish what changes. Else nothing is published and nothing dead-lettered: the customers that the batches touched are
+                collected in `touched`, the messages that can't be used counted in `unusable`.
         """
+        self.touched: set[str] = set()
+        self.unusable = 0
+        self._schema = schema
+        self._feed = feed
+        self._stripe_locks = _STRIPE_LOCKS if schema == LIVE else crc32(schema.encode()) >> 1
         self._settings = settings
         self._codec = codec
         self._topic = kafka.topic(settings.kafka, kafka.CHANGES)
         self._priority = _sql.priority_sql(priorities or {})
         self._partitions = _partition_count(settings, self._topic)
         timeout_ms = max(1000, settings.worker.session_timeout_ms - 1000)
-        self._publisher = Publisher(settings.kafka, codec, timeout_ms=timeout_ms)
+        self._publisher = Publisher(settings.kafka, codec, timeout_ms=timeout_ms) if feed else None
         self._mine: set[int] = set()
         self._looked = 0.0
         self._conn: psycopg.Connection[Any] | None = None
-        self._statements = _statements(self._priority)
+        self._statements = _statements(schema, self._priority)
         self._log = logger()
         with postgres.translated():
-            ensure_live(self._connection())
+            self._oid = ensure_live(self._connection(), schema)
 
     # ---- what a worker calls
 
@@ -103,8 +126,8 @@ class Runner:
         """The next offset of each partition; 0 where nothing was projected yet."""
         with postgres.translated():
             found = self._connection().execute(
-                "SELECT partition, next_offset FROM hub.offsets WHERE topic = %s AND partition = ANY(%s)",
-                (self._topic, list(partitions)),
+                f"SELECT partition, next_offset FROM {self._schema}.offsets WHERE partition = ANY(%s)",
+                (list(partitions),),
             )
             known = dict(found.fetchall())
         self._mine |= set(partitions)
@@ -126,6 +149,7 @@ class Runner:
 
         Raises:
             LostPartition: another worker has moved an offset; drop the batch.
+            Fatal: the schema was swapped for one of another definition.
             DatabaseUnavailable: nothing was changed; apply the same batch again.
             BrokerUnavailable: the rows are stored and in the outbox; `recover` publishes them.
         """
@@ -141,6 +165,11 @@ class Runner:
                 break
             except _Stripes as more:
                 stripes |= more.missing
+            except _Swapped:
+                self._look()
+            except _RESHAPED:
+                if not self._look():
+                    raise
             except (psycopg.DataError, psycopg.IntegrityError) as exc:
                 self._apply_apart(batch, exc)
                 return
@@ -150,7 +179,7 @@ class Runner:
         telemetry.BATCH_EVENTS.labels("project").observe(len(batch.messages))
         for event, count in batch.counts.items():
             telemetry.PROJECTED.labels(event).inc(count)
-        if outbox:
+        if outbox and self._publisher:
             published = time.perf_counter()
             self._publisher.publish(changes, outbox)
             telemetry.BATCH_SECONDS.labels("publish").observe(time.perf_counter() - published)
@@ -160,8 +189,13 @@ class Runner:
 
         Rows are published as they are now, under a version newer than any before: state topics need the newest state, not each step.
         """
-        with postgres.translated():
-            done = self._recover(list(partitions))
+        try:
+            with postgres.translated():
+                done = self._recover(list(partitions))
+        except _RESHAPED:
+            if not self._look():
+                raise
+            return self.recover(partitions)
         if done:
             self._log.info(Log.OUTBOX_RECOVERED, customers=done, partitions=sorted(partitions))
         return done
@@ -172,11 +206,13 @@ class Runner:
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Wait until everything published is acknowledged, and forget it in the outbox."""
-        self._forget(self._publisher.confirmed(wait_s=timeout_s))
+        if self._publisher:
+            self._forget(self._publisher.confirmed(wait_s=timeout_s))
 
     def close(self) -> None:
         """Let what is under way arrive, then disconnect."""
-        self._publisher.close()
+        if self._publisher:
+            self._publisher.close()
         if self._conn is not None and not self._conn.closed:
             try:
                 with postgres.translated():
@@ -192,6 +228,7 @@ class Runner:
         run = self._statements
         with conn.transaction(), conn.cursor(binary=True) as cur:
             if not batch.stages:
+                self._lock(cur, set())
                 self._advance(cur, batch)
                 return [], []
             self._stage(cur, batch)
@@ -211,8 +248,15 @@ class Runner:
                     shrinking |= self._write(cur, fact, batch, pruned=bool(row and row[0]))
             self._touch(cur, moved, stripes)
             changes = self._refresh(cur, shrinking=shrinking)
-            outbox = self._store_outbox(cur, changes)
+            outbox: list[int] = []
+            if self._feed:
+                outbox = self._store_outbox(cur, changes)
+            else:
+                cur.execute("SELECT customer_id::text FROM touched")
+                touched = {customer for (customer,) in cur.fetchall()}
             self._advance(cur, batch)
+        if not self._feed:
+            self.touched |= touched
         return changes, outbox
 
     def _stage(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
@@ -224,10 +268,11 @@ class Runner:
                 copy.write(data)
 
     def _lock(self, cur: psycopg.Cursor[Any], stripes: set[int]) -> None:
-        cur.execute(
-            "SELECT pg_advisory_xact_lock(%s::int, s) FROM (SELECT unnest(%s::int[]) AS s ORDER BY 1) stripes",
-            (_STRIPE_LOCKS, sorted(stripes)),
-        )
+        """Take the stripes, after the lock that keeps a swap of the live schema out until the commit."""
+        locks = "SELECT pg_advisory_xact_lock(%s::int, s) FROM (SELECT unnest(%s::int[]) AS s ORDER BY 1) stripes"
+        if self._schema == LIVE:
+            locks = f"SELECT pg_advisory_xact_lock_shared({SWAP_LOCK}) UNION ALL {locks}"
+        cur.execute(locks, (self._stripe_locks, sorted(stripes)))
 
     def _write(self, cur: psycopg.Cursor[Any], fact: Fact, batch: Batch, *, pruned: bool) -> bool:
         """Write a fact's staged rows; whether a subject lost something to another by it."""
@@ -262,7 +307,7 @@ class Runner:
         row = cur.fetchone()
         missing = set(row[0] or ()) - held if row else set()
         for one in sorted(missing):
-            cur.execute("SELECT pg_try_advisory_xact_lock(%s::int, %s::int)", (_STRIPE_LOCKS, one))
+            cur.execute("SELECT pg_try_advisory_xact_lock(%s::int, %s::int)", (self._stripe_locks, one))
             got = cur.fetchone()
             if not (got and got[0]):
                 raise _Stripes(missing)
@@ -323,20 +368,22 @@ class Runner:
         """Move the offsets on, if they are where the batch starts: else someone else has this partition."""
         partitions = sorted(batch.next_offsets)
         cur.execute(
-            """INSERT INTO hub.offsets AS o (topic, partition, next_offset)
-               SELECT %(topic)s, p, n FROM unnest(%(partitions)s::int[], %(next)s::bigint[]) v(p, n) ORDER BY p
-               ON CONFLICT (topic, partition) DO UPDATE SET next_offset = excluded.next_offset
+            f"""INSERT INTO {self._schema}.offsets AS o (partition, next_offset)
+               SELECT p, n FROM unnest(%(partitions)s::int[], %(next)s::bigint[]) v(p, n) ORDER BY p
+               ON CONFLICT (partition) DO UPDATE SET next_offset = excluded.next_offset
                WHERE o.next_offset <= (
                    SELECT f FROM unnest(%(partitions)s::int[], %(first)s::bigint[]) w(p, f) WHERE w.p = o.partition)
-               RETURNING partition""",
+               RETURNING tableoid::bigint""",
             {
-                "topic": self._topic,
                 "partitions": partitions,
                 "next": [batch.next_offsets[p] for p in partitions],
                 "first": [batch.first_offsets[p] for p in partitions],
             },
         )
-        if len(cur.fetchall()) != len(partitions):
+        written = cur.fetchall()
+        if any(oid != self._oid for (oid,) in written):
+            raise _Swapped
+        if len(written) != len(partitions):
             raise LostPartition("another worker has projected this partition further")
 
     # ---- trouble
@@ -350,8 +397,23 @@ class Runner:
             return
         refused = UnusableEvent(f"PostgreSQL refused a value ({type(reason).__name__})")
         self._bury([(batch.messages[0], refused)])
-        with postgres.translated(), self._connection().transaction(), self._connection().cursor() as cur:
-            self._advance(cur, batch)
+        try:
+            with postgres.translated(), self._connection().transaction(), self._connection().cursor() as cur:
+                self._lock(cur, set())
+                self._advance(cur, batch)
+        except _Swapped as exc:
+            raise LostPartition("the schema was swapped while a message was put aside") from exc
+
+    def _look(self) -> bool:
+        """See which schema bears the name now; whether it is another one than before.
+
+        Raises:
+            Fatal: it is, and of another definition.
+        """
+        with postgres.translated():
+            found = ensure_live(self._connection(), self._schema)
+        swapped, self._oid = found != self._oid, found
+        return swapped
 
     def _bury(self, bad: Sequence[tuple[Message, Poison]]) -> None:
         """Write dead letters and wait until they are stored.
@@ -359,6 +421,9 @@ class Runner:
         Raises:
             BrokerUnavailable: they are not.
         """
+        if self._publisher is None:
+            self.unusable += len(bad)
+            return
         topic = kafka.topic(self._settings.kafka, kafka.DEAD_LETTERS)
         letters = []
         for message, reason in bad:
@@ -383,12 +448,13 @@ class Runner:
         workers left for our partitions, and what Kafka refused before.
         """
         self._finish_published()
-        if self._mine and time.monotonic() - self._looked >= LOOK_EVERY_S:
+        if self._publisher and self._mine and time.monotonic() - self._looked >= LOOK_EVERY_S:
             self._looked = time.monotonic()
             self.recover(sorted(self._mine))
 
     def _finish_published(self) -> None:
-        self._forget(self._publisher.confirmed())
+        if self._publisher:
+            self._forget(self._publisher.confirmed())
 
     def _forget(self, ids: list[int]) -> None:
         if ids:
@@ -396,11 +462,13 @@ class Runner:
                 self._connection().execute("DELETE FROM hub.outbox WHERE id = ANY(%s)", (ids,))
 
     def _recover(self, partitions: list[int]) -> int:
-        conn = self._connection()
+        conn, publisher = self._connection(), self._publisher
+        if publisher is None:
+            return 0
         found = conn.execute(
             "SELECT id, partitions, topic, customer_ids::text[], payload FROM hub.outbox "
             "WHERE partitions && %s::int[] AND id <> ALL(%s::bigint[]) ORDER BY id",
-            (partitions, self._publisher.under_way),
+            (partitions, publisher.under_way),
         ).fetchall()
         done = 0
         for id_, of, topic, customers, payload in found:
@@ -417,10 +485,10 @@ class Runner:
                     change.rows = cur.fetchall()
                     change.gone = sorted(set(ours) - {r[0] for r in change.rows})
             if change.rows or change.gone:
-                self._publisher.publish([change], [])
+                publisher.publish([change], [])
                 done += len(ours)
             rest = sorted(set(of) - set(partitions))
-            confirmed = self._publisher.confirmed(wait_s=30.0)
+            confirmed = publisher.confirmed(wait_s=30.0)
             self._forget(confirmed)
             if rest:
                 conn.execute("UPDATE hub.outbox SET partitions = %s WHERE id = %s", (rest, id_))
@@ -446,25 +514,25 @@ class Runner:
         return self._conn
 
 
-def _statements(priority: str) -> dict[str, Any]:
+def _statements(schema: str, priority: str) -> dict[str, Any]:
     """Every statement of a batch, made once: the same text each time lets PostgreSQL keep its plan."""
     made: dict[str, Any] = {
-        "links": _sql.LINKS_UPSERT.format(schema=LIVE),
-        "gone": _sql.GONE_UPSERT.format(schema=LIVE),
-        "any_erased": _sql.ANY_ERASED.format(schema=LIVE),
-        "touch": _sql.TOUCH.format(schema=LIVE),
-        "stated_sets": _sql.STATED_SETS.format(schema=LIVE),
+        "links": _sql.LINKS_UPSERT.format(schema=schema),
+        "gone": _sql.GONE_UPSERT.format(schema=schema),
+        "any_erased": _sql.ANY_ERASED.format(schema=schema),
+        "touch": _sql.TOUCH.format(schema=schema),
+        "stated_sets": _sql.STATED_SETS.format(schema=schema),
     }
     for fact in FACTS:
-        made[f"upsert {fact.name}"] = _sql.upsert(LIVE, fact)
-        made[f"prune {fact.name}"] = _sql.prune(LIVE, fact)
+        made[f"upsert {fact.name}"] = _sql.upsert(schema, fact)
+        made[f"prune {fact.name}"] = _sql.prune(schema, fact)
         if fact.partial:
-            made[f"composites {fact.name}"] = _sql.composites(LIVE, fact)
+            made[f"composites {fact.name}"] = _sql.composites(schema, fact)
     for view in VIEWS:
-        made[f"refresh {view.name}"] = _sql.refresh(view, LIVE, priority, _mask(view))
+        made[f"refresh {view.name}"] = _sql.refresh(view, schema, priority, _mask(view))
         if len(view.key) == 1:
-            made[f"remove {view.name}"] = _sql.remove(view, LIVE, priority)
-            made[f"read {view.name}"] = _sql.read(view, LIVE)
+            made[f"remove {view.name}"] = _sql.remove(view, schema, priority)
+            made[f"read {view.name}"] = _sql.read(view, schema)
     return made
 
 

@@ -15,13 +15,15 @@ from psycopg import sql
 
 from caudal.errors import Fatal
 
-__all__ = ["FACTS", "LIVE", "VIEWS", "ensure_live", "priority_sql"]
+__all__ = ["FACTS", "LIVE", "MAKING_LOCK", "SWAP_LOCK", "VIEWS", "ensure_live", "priority_sql"]
 
 LIVE = "live"
 VIEWS = (profiles, metrics, segment_members)
 """Every view, in the order in which they are refreshed: a view of views comes after those."""
 
-_MAKING_LOCK = 0x6361_7564  # any constant; it keeps two workers from making the schema at the same time
+MAKING_LOCK = 0x6361_7564  # any constant; it keeps two workers from making the schema at the same time
+SWAP_LOCK = 0x6361_7565
+"""Advisory lock that a transaction on the live schema holds shared, and a swap of the schema exclusively."""
 
 FIRST = """
     CREATE OR REPLACE AGGREGATE hub.first(anyelement) (
@@ -31,15 +33,18 @@ FIRST = """
 """The first value that is not null, in the order given: any_value's own transition function keeps the first it meets."""
 
 
-def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> None:
+def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> int:
     """Make the live schema if there is none; safe from several workers at once. `hub` must have been migrated.
+
+    Returns:
+        The oid of its table `offsets`, by which a schema is told from another one that took its name.
 
     Raises:
         Fatal: the schema was made by other definitions of facts and views.
     """
     wanted = _sql.definition(FACTS, VIEWS)
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING_LOCK,))
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING_LOCK,))
         row = conn.execute("SELECT obj_description(to_regnamespace(%s), 'pg_namespace')", (schema,)).fetchone()
         exists = conn.execute("SELECT to_regnamespace(%s) IS NOT NULL", (schema,)).fetchone()
         if exists and exists[0]:
@@ -47,11 +52,14 @@ def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> None:
             if found != wanted:
                 raise Fatal(
                     f"schema {schema} was made by other definitions ({found}, now {wanted})",
-                    hint="rebuild the views from the log before starting workers of this release",
+                    hint="rebuild the views from the log: caudal replay",
                 )
-            return
-        conn.execute(FIRST)
-        conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        for statement in _sql.tables(schema, FACTS, VIEWS):
-            conn.execute(statement)
-        conn.execute(sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(schema), sql.Literal(wanted)))
+        else:
+            conn.execute(FIRST)
+            conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+            for statement in _sql.tables(schema, FACTS, VIEWS):
+                conn.execute(statement)
+            conn.execute(sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(schema), sql.Literal(wanted)))
+        oid = conn.execute("SELECT %s::regclass::oid::bigint", (f"{schema}.offsets",)).fetchone()
+    assert oid is not None
+    return int(oid[0])

@@ -66,6 +66,7 @@ def tables(schema: str, facts: tuple[Fact, ...], views: tuple[View, ...]) -> lis
         f"CREATE INDEX links_customer_id ON {schema}.links (customer_id)",
         f'CREATE TABLE {schema}.stated_sets (fact text, source text COLLATE "C", stated bigint, PRIMARY KEY (fact, source, stated))',
         f"CREATE INDEX links_erased ON {schema}.links (subject) WHERE erased_at IS NOT NULL",
+        f"CREATE TABLE {schema}.offsets (partition int PRIMARY KEY, next_offset bigint NOT NULL)",
     ]
     for fact in facts:
         key = ", ".join(fact.key)
@@ -120,10 +121,10 @@ LINKS_UPSERT = """
     INSERT INTO {schema}.links AS l (subject, source, customer_id, link_seq)
     SELECT DISTINCT ON (s.subject) s.subject, split_part(s.subject, ':', 1), s.customer_id::uuid, s.link_seq
     FROM stage_subjects s LEFT JOIN LATERAL (SELECT * FROM {schema}.links x WHERE x.subject = s.subject OFFSET 0) l ON true
-    WHERE l.subject IS NULL OR l.link_seq < s.link_seq
+    WHERE l.subject IS NULL OR l.link_seq < s.link_seq OR (l.link_seq + s.link_seq = 0 AND s.customer_id::uuid < l.customer_id)
     ORDER BY s.subject, s.link_seq DESC, s.customer_id
     ON CONFLICT (subject) DO UPDATE SET customer_id = excluded.customer_id, link_seq = excluded.link_seq
-    WHERE l.link_seq < excluded.link_seq
+    WHERE l.link_seq < excluded.link_seq OR (l.link_seq + excluded.link_seq = 0 AND excluded.customer_id < l.customer_id)
     RETURNING new.subject AS subject, old.customer_id AS was
     ), noted AS (
         INSERT INTO stage_moved (subject, facts)
@@ -131,7 +132,8 @@ LINKS_UPSERT = """
     )
     SELECT was::text FROM written WHERE was IS NOT NULL
 """
-"""The newest seq of a subject wins. Gives the customers that lost a subject; with a moved subject everything known of it moves."""
+"""The newest seq of a subject wins; seq 0, which an erasure gives, may name several customers, of which the least wins. Gives the
+customers that lost a subject; with a moved subject everything known of it moves."""
 
 GONE_UPSERT = """
     UPDATE {schema}.links l

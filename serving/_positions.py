@@ -20,7 +20,7 @@ STREAMED = (kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS)
 """Change topics. A row is committed before it is published, so every read reflects a position on them already."""
 
 _READ = """
-    SELECT topic, partition, next_offset, NULL::jsonb AS changes FROM hub.offsets WHERE topic = %(changes)s
+    SELECT %(changes)s::text AS topic, partition, next_offset, NULL::jsonb AS changes FROM live.offsets
     UNION ALL
     SELECT topic, partition, next_offset, changes FROM hub.translated
 """

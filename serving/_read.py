@@ -18,7 +18,6 @@ from psycopg_pool import AsyncConnectionPool
 
 from caudal import kafka
 from caudal.postgres import translated
-from caudal.settings import KafkaSettings
 
 __all__ = ["KINDS", "Answer", "Cursor", "Customers", "Missing", "Timeline"]
 
@@ -28,7 +27,7 @@ LOOKUP_LIMIT = 50
 # The customer is a column here, so that one text serves a read by id and a lookup that finds several.
 _PROVENANCE = PROVENANCE.replace("%(customer_id)s", "ids.customer_id")
 
-_OFFSETS = "(SELECT jsonb_object_agg(partition, next_offset) FROM hub.offsets WHERE topic = %(changes)s)"
+_OFFSETS = "(SELECT jsonb_object_agg(partition, next_offset) FROM live.offsets)"
 
 _ATTRIBUTES = """
     SELECT DISTINCT ON (a.name) a.name, s.source, s.subject, a.occurred_at AS since
@@ -194,9 +193,8 @@ class Cursor:
 class Customers:
     """Reads customers by id or by identifier."""
 
-    def __init__(self, pool: AsyncConnectionPool[Any], settings: KafkaSettings, priority: str) -> None:
+    def __init__(self, pool: AsyncConnectionPool[Any], priority: str) -> None:
         self._pool = pool
-        self._changes = kafka.topic(settings, kafka.CHANGES)
         names = {"schema": "live", "priority": priority, "fence": ""}  # one customer: no plan needs a fence
         parts = {
             "offsets": _OFFSETS,
@@ -210,7 +208,7 @@ class Customers:
         rows = await self._read(_BY_ID, {"customer_id": customer_id})
         answer = _customer(rows[0])
         if answer.data is None:
-            return await went_to(self._pool, self._changes, customer_id)
+            return await went_to(self._pool, customer_id)
         if answer.data["profile"] is None and all(s["erased"] for s in answer.data["subjects"]):
             return Missing(answer.token, erased=True)
         return answer
@@ -226,7 +224,7 @@ class Customers:
     async def _read(self, ids: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         with translated():
             async with self._pool.connection(timeout=2) as conn:
-                cursor = await conn.execute(self._statements[ids], {"changes": self._changes, **parameters})
+                cursor = await conn.execute(self._statements[ids], parameters)
                 rows: list[tuple[Any, ...]] = await cursor.fetchall()
         return rows
 
@@ -234,9 +232,8 @@ class Customers:
 class Timeline:
     """Reads what happened to a customer, newest first."""
 
-    def __init__(self, pool: AsyncConnectionPool[Any], settings: KafkaSettings) -> None:
+    def __init__(self, pool: AsyncConnectionPool[Any]) -> None:
         self._pool = pool
-        self._changes = kafka.topic(settings, kafka.CHANGES)
 
     async def page(
         self, customer_id: uuid.UUID, *, before: Cursor | None, limit: int, kinds: Collection[str]
@@ -244,7 +241,6 @@ class Timeline:
         """Up to `limit` items before the cursor; `next` is the cursor of the following page, None at the end."""
         parameters = {
             "customer_id": customer_id,
-            "changes": self._changes,
             "at": before and before.at,
             "id": before.id if before else "",
             "limit": limit + 1,  # one more tells whether there is another page
@@ -256,7 +252,7 @@ class Timeline:
         assert row is not None
         offsets, subjects, erased, found = row
         if not subjects:
-            return await went_to(self._pool, self._changes, customer_id)
+            return await went_to(self._pool, customer_id)
         if erased:
             return Missing(_token(offsets), erased=True)
         items = [_item(i) for i in (found or [])[:limit]]
@@ -265,11 +261,11 @@ class Timeline:
         return Answer(_token(offsets), {"items": items, "next": following})
 
 
-async def went_to(pool: AsyncConnectionPool[Any], changes: str, customer_id: uuid.UUID) -> Missing:
+async def went_to(pool: AsyncConnectionPool[Any], customer_id: uuid.UUID) -> Missing:
     """Where the subjects of an id that has none any more went."""
     with translated():
         async with pool.connection(timeout=2) as conn:
-            row = await (await conn.execute(_WENT_TO, {"customer_id": customer_id, "changes": changes})).fetchone()
+            row = await (await conn.execute(_WENT_TO, {"customer_id": customer_id})).fetchone()
     assert row is not None
     return Missing(_token(row[0]), went_to=tuple(row[1] or ()))
 

@@ -25,7 +25,7 @@ _NEEDED = [
     "live.metrics",
     "live.segment_members",
     "live.links",
-    "hub.offsets",
+    "live.offsets",
     "hub.translated",
     "hub.tokens",
 ]

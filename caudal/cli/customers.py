@@ -180,7 +180,7 @@ def _read(ask: Callable[[Customers, Timeline], Awaitable[_T]]) -> _T:
 
     async def read() -> _T:
         async with postgres.pool(settings.postgres, role="cli") as pool:
-            return await ask(Customers(pool, settings.kafka, priority), Timeline(pool, settings.kafka))
+            return await ask(Customers(pool, priority), Timeline(pool))
 
     try:
         return asyncio.run(read())

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from caudal.projections import LIVE
+from caudal.projections import LIVE, ensure_live
 from caudal.schemas.codec import Codec, Registry
 from logs import TABLES, clear, connect
 
@@ -68,10 +68,7 @@ def fill(settings: Settings) -> int:
 
 
 def projected(conn: psycopg.Connection[Any], settings: Settings) -> int:
-    topic = kafka.topic(settings.kafka, kafka.CHANGES)
-    row = conn.execute(
-        "SELECT coalesce(sum(next_offset), 0)::bigint FROM hub.offsets WHERE topic = %s", (topic,)
-    ).fetchone()
+    row = conn.execute("SELECT coalesce(sum(next_offset), 0)::bigint FROM live.offsets").fetchone()
     return int(row[0]) if row else 0
 
 
@@ -126,6 +123,7 @@ def newest_profiles(settings: Settings, codec: Codec) -> dict[str, tuple[int, st
 def test_a_worker_killed_amid_50000_events_ends_where_an_undisturbed_one_does(settings: Settings) -> None:
     count = fill(settings)
     with connect(settings) as conn:
+        ensure_live(conn)
         for stop_at in (4_000, 20_000):
             with worker(settings) as running:
                 reach(conn, settings, stop_at)

@@ -66,8 +66,8 @@ def apply(runner: Runner, log: Sequence[Record], sizes: Sequence[int] = ()) -> N
 
 def clear(conn: psycopg.Connection[Any]) -> None:
     """Empty the live schema and forget the offsets."""
-    tables = ", ".join(f"{LIVE}.{name}" for name in (*TABLES, "stated_sets"))
-    conn.execute(f"TRUNCATE {tables}, hub.offsets, hub.outbox")
+    tables = ", ".join(f"{LIVE}.{name}" for name in (*TABLES, "stated_sets", "offsets"))
+    conn.execute(f"TRUNCATE {tables}, hub.outbox")
 
 
 def contents(conn: psycopg.Connection[Any]) -> dict[str, list[str]]:

@@ -63,12 +63,11 @@ class World:
         self.insert("hub.identifiers", kind=kind, value=value, subject=subject)
 
     def project(self, **offsets):
-        topic = kafka.topic(self.settings.kafka, kafka.CHANGES)
         for partition, offset in offsets.items():
             self.conn.execute(
-                "INSERT INTO hub.offsets VALUES (%s, %s, %s) "
-                " ON CONFLICT (topic, partition) DO UPDATE SET next_offset = excluded.next_offset",
-                (topic, int(partition.removeprefix("p")), offset),
+                "INSERT INTO live.offsets VALUES (%s, %s) "
+                " ON CONFLICT (partition) DO UPDATE SET next_offset = excluded.next_offset",
+                (int(partition.removeprefix("p")), offset),
             )
 
     def move(self, subject, customer):

@@ -18,7 +18,7 @@ from caudal.schemas.codec import Codec, Registry
 from logs import PARTITIONS, Record, apply, connect, records
 
 from caudal import kafka
-from caudal.errors import LostPartition
+from caudal.errors import Fatal, LostPartition
 from caudal.settings import Settings
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -297,3 +297,34 @@ def test_copy_by_rows_gives_the_bytes_of_copy_by_columns() -> None:
         }
     )
     assert encode(table, frozenset({"json"})) == encode_by_rows(table, frozenset({"json"}))
+
+
+def test_a_runner_goes_on_in_a_schema_of_the_same_definition_that_took_the_name(
+    runners: Callable[..., Runner], codec: Codec, conn: psycopg.Connection[Any]
+) -> None:
+    live, beside = runners(), runners(schema="build_1", feed=False)
+    log = records(codec, [stated("shop:customer:1", ANA, name="Ana"), stated("shop:customer:2", RUI, name="Rui")])
+    for runner in (live, beside):
+        runner.apply(runner.decode(log[:1]))
+    assert beside.touched == {ANA}
+    assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (1,), "what is built beside publishes nothing"
+    conn.execute("ALTER SCHEMA live RENAME TO old_1")
+    conn.execute("ALTER SCHEMA build_1 RENAME TO live")
+    live.apply(live.decode(log[1:]))
+    assert conn.execute("SELECT name FROM live.profiles ORDER BY name").fetchall() == [("Ana",), ("Rui",)]
+    assert conn.execute("SELECT name FROM old_1.profiles").fetchall() == [("Ana",)]
+
+
+def test_a_runner_stops_at_a_schema_of_another_definition_that_took_the_name(
+    runners: Callable[..., Runner], codec: Codec, conn: psycopg.Connection[Any]
+) -> None:
+    live = runners()
+    runners(schema="build_1", feed=False)
+    log = records(codec, [stated("shop:customer:1", ANA, name="Ana")])
+    conn.execute("ALTER TABLE build_1.profiles DROP COLUMN city")
+    conn.execute("COMMENT ON SCHEMA build_1 IS 'other'")
+    conn.execute("ALTER SCHEMA live RENAME TO old_1")
+    conn.execute("ALTER SCHEMA build_1 RENAME TO live")
+    with pytest.raises(Fatal, match="caudal replay"):
+        live.apply(live.decode(log))
+    assert conn.execute("SELECT count(*) FROM live.links").fetchone() == (0,)
