@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from caudal.projections import _copy
+from caudal.projections import _copy, _places
 from caudal.projections._fact import Fact
 from caudal.projections._schema import FACTS
 from caudal.schemas.codec import Codec
@@ -54,6 +54,7 @@ class Batch:
         first_offsets: partition → offset of the batch's first message.
         stages: staging table → (columns, COPY stream).
         masks: fact → set of (source, stated) masks, for facts with partial statements.
+        places: where in the log each named subject is spoken of, see _places.py; a rebuild stores them as the runner does.
         stripes: lock stripes of the customers named in the events.
         bad: messages that can't be used, with the reason.
         counts: record name → events.
@@ -65,6 +66,7 @@ class Batch:
     first_offsets: dict[int, int] = field(default_factory=dict)
     stages: dict[str, tuple[tuple[str, ...], bytes]] = field(default_factory=dict)
     masks: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
+    places: _places.Packed = (b"", b"")
     stripes: set[int] = field(default_factory=set)
     bad: list[tuple[Message, UndecodableRecord | UnusableEvent]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -74,9 +76,11 @@ class Batch:
 def prepare(codec: Codec, messages: Sequence[Message]) -> Batch:
     """Decode and reshape; never raises for a bad message (see `Batch.bad`)."""
     batch = Batch(messages)
-    values = []
+    values, partitions, offsets = [], [], []
     for message in messages:
         partition, offset = message.partition() or 0, message.offset() or 0
+        partitions.append(partition)
+        offsets.append(offset)
         batch.first_offsets.setdefault(partition, offset)
         batch.next_offsets[partition] = offset + 1
         values.append(message.value() or b"")
@@ -86,6 +90,7 @@ def prepare(codec: Codec, messages: Sequence[Message]) -> Batch:
     subjects: list[pa.Table] = []
     gone: list[pa.Table] = []
     rows: dict[str, list[pa.Table]] = {}
+    named: list[_places.Named] = []
     for name, records, positions in columns.batches:
         event = name.rpartition(".")[2]
         if event not in _OF_EVENT and event not in _WITHOUT_FACT:
@@ -96,6 +101,7 @@ def prepare(codec: Codec, messages: Sequence[Message]) -> Batch:
         batch.counts[event] = batch.counts.get(event, 0) + records.num_rows
         facts = sum(bit(fact.name) for fact in _OF_EVENT.get(event, ())) or LINKED
         subjects.append(_subjects(records, facts))
+        named.append((records.column("subject"), np.array(positions)))
         for fact in _OF_EVENT.get(event, ()):
             table = fact.rows(records)
             if table is not None:
@@ -104,7 +110,11 @@ def prepare(codec: Codec, messages: Sequence[Message]) -> Batch:
             gone_rows, gone_subjects = _GONE[event](records)
             gone.append(gone_rows)
             subjects.append(gone_subjects)
+            if event == "CustomerErased":
+                every = records.column("subjects")
+                named.append((pc.list_flatten(every), np.array(positions)[pc.list_parent_indices(every).to_numpy()]))
     if subjects:
+        batch.places = _places.pack(named, partitions, offsets)
         _stage(batch, subjects, gone, rows)
     return batch
 

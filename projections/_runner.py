@@ -17,7 +17,7 @@ from zlib import crc32
 
 import orjson
 import psycopg
-from caudal.projections import _sql
+from caudal.projections import _places, _sql
 from caudal.projections._batch import ALL, LINKED, Batch, Message, bit, prepare
 from caudal.projections._fact import Fact
 from caudal.projections._publish import Change, Publisher, output_partition
@@ -114,6 +114,7 @@ class Runner:
         self._publisher = Publisher(settings.kafka, codec, timeout_ms=timeout_ms) if feed else None
         self._mine: set[int] = set()
         self._looked = 0.0
+        self._untidy = 1.0  # what an earlier worker left is put in order at once
         self._conn: psycopg.Connection[Any] | None = None
         self._statements = _statements(schema, self._priority)
         self._log = logger()
@@ -254,6 +255,7 @@ class Runner:
             else:
                 cur.execute("SELECT customer_id::text FROM touched")
                 touched = {customer for (customer,) in cur.fetchall()}
+            self._store_places(cur, batch)
             self._advance(cur, batch)
         if not self._feed:
             self.touched |= touched
@@ -363,6 +365,15 @@ class Runner:
     def _owner(self, customer_id: str) -> int:
         partition = output_partition(customer_id, self._partitions)
         return _OURS if partition in self._mine else partition
+
+    def _store_places(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
+        """Remember where the batch's events lie; now and then put the rows in order."""
+        hashes, offsets = batch.places
+        cur.execute(self._statements["places"], {"hashes": hashes, "offsets": offsets})
+        self._untidy += 1 / _places.FOLD_ROWS + len(hashes) / 4 / _places.SORT_KEYS
+        if self._untidy >= 1:
+            _places.tidy(cur, self._schema)
+            self._untidy = 0.0
 
     def _advance(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         """Move the offsets on, if they are where the batch starts: else someone else has this partition."""
@@ -522,6 +533,7 @@ def _statements(schema: str, priority: str) -> dict[str, Any]:
         "any_erased": _sql.ANY_ERASED.format(schema=schema),
         "touch": _sql.TOUCH.format(schema=schema),
         "stated_sets": _sql.STATED_SETS.format(schema=schema),
+        "places": _places.STORE.format(schema=schema),
     }
     for fact in FACTS:
         made[f"upsert {fact.name}"] = _sql.upsert(schema, fact)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from caudal.projections import _places
 from caudal.projections._fact import HEADER, Fact
 from caudal.projections._view import View
 
@@ -67,6 +68,7 @@ def tables(schema: str, facts: tuple[Fact, ...], views: tuple[View, ...]) -> lis
         f'CREATE TABLE {schema}.stated_sets (fact text, source text COLLATE "C", stated bigint, PRIMARY KEY (fact, source, stated))',
         f"CREATE INDEX links_erased ON {schema}.links (subject) WHERE erased_at IS NOT NULL",
         f"CREATE TABLE {schema}.offsets (partition int PRIMARY KEY, next_offset bigint NOT NULL)",
+        *_places.tables(schema),
     ]
     for fact in facts:
         key = ", ".join(fact.key)

@@ -66,7 +66,7 @@ def apply(runner: Runner, log: Sequence[Record], sizes: Sequence[int] = ()) -> N
 
 def clear(conn: psycopg.Connection[Any]) -> None:
     """Empty the live schema and forget the offsets."""
-    tables = ", ".join(f"{LIVE}.{name}" for name in (*TABLES, "stated_sets", "offsets"))
+    tables = ", ".join(f"{LIVE}.{name}" for name in (*TABLES, "stated_sets", "offsets", "places"))
     conn.execute(f"TRUNCATE {tables}, hub.outbox")
 
 
