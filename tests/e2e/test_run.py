@@ -90,9 +90,9 @@ def test_a_tree_takes_a_delivery_to_the_api_and_survives_the_death_of_a_worker(h
         assert standing_now["workers"] == {"translate": 0, "project": 0}
         assert standing_now["sources"] == [{"name": "shop", "connector": "shopify", "captures": 2}]
 
-        tailed = caudal(hub, "tail", "changes", "captures", "--from-beginning", "--max", "6", "--json")
-        records = [json.loads(line) for line in tailed.stdout.splitlines()]
-        assert {record["type"] for record in records} == {"SubjectLinked", "ProfileStated", "Capture"}
+        # a link may be published twice when a worker dies or is slow, so no more is asked for than there is for sure
+        assert tailed(hub, "captures", 2) == {"Capture"}
+        assert tailed(hub, "changes", 4) == {"SubjectLinked", "ProfileStated"}
 
         _send(edge, 3, "", damaged=True)
         [letter] = until(lambda: json.loads(caudal(hub, "dead-letters", "list", "--json").stdout), log)
@@ -106,6 +106,11 @@ def test_a_tree_takes_a_delivery_to_the_api_and_survives_the_death_of_a_worker(h
         tree.send_signal(signal.SIGINT)
         assert tree.wait(60) == 0, log.read_text()[-4000:]
         assert not [child for child in left if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def tailed(hub, feed: str, count: int) -> set[str]:
+    told = caudal(hub, "tail", feed, "--from-beginning", "--max", str(count), "--json").stdout
+    return {json.loads(line)["type"] for line in told.splitlines()}
 
 
 def test_a_tree_whose_parent_is_killed_ends(hub, tmp_path):
