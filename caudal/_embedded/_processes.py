@@ -127,16 +127,16 @@ def launch(server: Server) -> Run:
 def await_ready(server: Server, run: Run, timeout_s: float = START_TIMEOUT_S) -> Run:
     """Return as soon as the server really answers.
 
-    A free port may be lost to another program before the server takes it, so one that ended gets a second start, on
+    A free port may be lost to another program before the server takes it, so one that ended is started again, on
     another port.
 
     Raises:
         EmbeddedServerFailed: it ended, or gave no answer in time.
     """
-    starts = 1 if server.port else 2
+    starts = 1 if server.port else 4
     deadline = time.monotonic() + timeout_s
     while not (port_taken(run.port) and server.answers(run)):
-        if not is_marked(run.pid, server.marker):
+        if not is_marked(run.pid, server.marker) and not _is_beginning(run.pid):
             starts -= 1
             if not starts:
                 raise EmbeddedServerFailed(
@@ -179,6 +179,15 @@ def _await_end(pids: Sequence[int]) -> None:
     deadline = time.monotonic() + 10
     while any(map(_is_ending, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def _is_beginning(pid: int) -> bool:
+    """Whether the process is just becoming the server: for a moment of exec it has no command line."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and not process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def _is_ending(pid: int) -> bool:
