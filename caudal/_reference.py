@@ -1,18 +1,18 @@
 """The reference pages that follow from the code: `python -m caudal._reference settings > docs/reference/settings.md`.
 
-Pages: settings, cli. A test compares each with what is written.
+Pages: settings, cli, criteria. A test compares each with what is written.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-__all__ = ["PAGES", "cli", "settings"]
+__all__ = ["PAGES", "cli", "criteria", "settings"]
 
 
 def settings() -> str:
@@ -76,9 +76,41 @@ def cli() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def criteria() -> str:
+    """Every field and every kind of fact that criteria can speak of."""
+    from caudal.projections.criteria.fields import FACT_KINDS, FIELDS, OPERATORS
+
+    def rows(fields: Mapping[str, Any]) -> list[str]:
+        return [f"| `{name}` | {field.kind} | {field.about} |" for name, field in fields.items()]
+
+    parts = [
+        "# Fields of criteria",
+        "What [criteria](../segments.md) can speak of. Beside these: `consent(…)`, `segment(…)`, `source(…)`, `near(…)`.",
+        _table(
+            ("kind", "what can be asked"),
+            [f"| {kind} | {', '.join(f'`{o}`' for o in operators)} |" for kind, operators in OPERATORS.items()],
+        ),
+        "## Customers",
+        "Fields of kind money are followed by a dot and a currency, `attributes` by a dot and the attribute's name.",
+        _table(("field", "kind", "what it is"), rows(FIELDS)),
+    ]
+    for name, kind in FACT_KINDS.items():
+        measures = [
+            "`times`",
+            *(["`units`"] if kind.lines else []),
+            *(["`amount_minor.<currency>`"] if kind.amount else []),
+        ]
+        parts += [
+            f"## {name}",
+            f"{kind.about[0].upper()}{kind.about[1:]}. Counted by {', '.join(measures)}.",
+            _table(("field", "kind", "what it is"), rows(kind.fields)),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
 _TITLES = {"postgres": "PostgreSQL", "serving": "API"}
 
-PAGES = {"settings": settings, "cli": cli}
+PAGES = {"settings": settings, "cli": cli, "criteria": criteria}
 """Page name = its text."""
 
 

@@ -74,6 +74,7 @@ def test_the_commands_are_those_that_the_docs_promise():
         *(f"caudal {name}" for name in ["up", "down", "status", "run", "demo", "translate", "tail", "connectors"]),
         *(f"caudal sources {name}" for name in ["add", "list", "remove"]),
         *(f"caudal connectors {name}" for name in ["show", "verify"]),
+        *(f"caudal criteria {name}" for name in ["check", "schema"]),
         *(f"caudal customers {name}" for name in ["get", "find", "timeline"]),
         *(f"caudal dead-letters {name}" for name in ["list", "show", "redrive"]),
         *(f"caudal tokens {name}" for name in ["create", "list", "revoke"]),
@@ -303,3 +304,15 @@ def test_tables_are_plain_where_nobody_looks(caudal):
     header, row = caudal("sources", "list").stdout.splitlines()
     assert header.split() == ["name", "connector", "auth", "priority", "address", "secret_set"]
     assert row.split() == ["crm", "hubspot", "signature", "0", "http://127.0.0.1:8470/in/crm", "no"]
+
+
+def test_criteria_are_checked_and_a_fault_gives_65_and_its_place(caudal, tmp_path):
+    (tmp_path / "loyal.yaml").write_text("fact: bought\nhaving: [{measure: times, op: '>=', value: 2}]\nwithin: 90d\n")
+    done = caudal("criteria", "check", "@loyal.yaml")
+    assert done.stdout == "bought(times >= 2, within = 90d)\n"
+    assert json.loads(caudal("criteria", "check", "--json", done.stdout).stdout)["within"] == "90d"
+    wrong = caudal("criteria", "check", 'city = "x" or citty = "y"')
+    assert wrong.returncode == 65
+    assert "character 15" in wrong.stderr
+    assert caudal("criteria", "check", "@none.yaml").returncode == 2
+    assert json.loads(caudal("criteria", "schema").stdout)["title"] == "Caudal criteria"

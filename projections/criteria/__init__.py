@@ -1,0 +1,35 @@
+"""Criteria: one language for search, segments and reports.
+
+- tree.py: the condition tree, its limits, reading it from JSON and YAML.
+- text.py and criteria.lark: the short text form and back.
+- fields.py: what a condition can speak of.
+- compile.py: the tree as one SQL predicate; whom it holds of, what it reads.
+- _due.py: when the answer could change with no new event.
+
+The language is described in docs/segments.md.
+"""
+
+from caudal.projections.criteria.compile import SCAN, SEEK, Sql, conditions, due, explanation, members, predicate, reads
+from caudal.projections.criteria.text import parse, print_text
+from caudal.projections.criteria.tree import BadCriteria, Condition, dump, json_schema, load, load_text, order
+
+__all__ = [
+    "SCAN",
+    "SEEK",
+    "BadCriteria",
+    "Condition",
+    "Sql",
+    "conditions",
+    "due",
+    "dump",
+    "explanation",
+    "json_schema",
+    "load",
+    "load_text",
+    "members",
+    "order",
+    "parse",
+    "predicate",
+    "print_text",
+    "reads",
+]

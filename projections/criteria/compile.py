@@ -1,0 +1,428 @@
+"""Criteria to SQL: one predicate over the aliases `p` (live.profiles) and `m` (live.metrics), its values always parameters.
+
+Time is the parameter `now`: what a criterion says of a customer follows from facts, views and `now` alone. A fact counts once its time has
+come (`at <= now`). NULL in a predicate means no; only `none` looks at it, with IS NOT TRUE.
+
+Two shapes of the same meaning. By customer (`SEEK`), facts are looked up by index for one customer at a time, behind fences that
+keep the planner from reading whole tables: for touched customers, for one customer, and for a page of a search, which stops early. By
+set (`SCAN`), the facts that fit are grouped once for all customers: for a count or a backfill over everyone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from caudal.projections.criteria import tree
+from caudal.projections.criteria._due import next_moments
+from caudal.projections.criteria.fields import FACT_KINDS, FIELDS, LINE_COLUMNS, FactKind, Field
+from caudal.projections.criteria.tree import Condition, duration, field_of, measure_of, moment
+
+__all__ = ["SCAN", "SEEK", "Sql", "conditions", "due", "explanation", "members", "predicate", "reads"]
+
+
+class Shape(Enum):
+    """How facts are found: by the customer, or for all at once."""
+
+    SEEK = "seek"
+    SCAN = "scan"
+
+
+SEEK, SCAN = Shape.SEEK, Shape.SCAN
+
+
+@dataclass(frozen=True)
+class Sql:
+    """A piece of SQL and its parameters; `now` is among those of the caller."""
+
+    text: str
+    parameters: Mapping[str, Any]
+
+
+def predicate(condition: Condition, schema: str = "live", *, shape: Shape = SEEK, prefix: str = "c") -> Sql:
+    """Whether the condition holds of the customer whose rows are `p` and `m`. `m` may be an outer join's.
+
+    Args:
+        condition: the tree.
+        schema: where facts and views are; a name of ours.
+        shape: see the module.
+        prefix: what the names of the parameters begin with, so that several predicates fit into one statement.
+    """
+    compiler = Compiler(schema, shape, prefix)
+    return Sql(compiler.condition(condition), compiler.parameters)
+
+
+def due(condition: Condition, schema: str = "live", *, prefix: str = "d") -> Sql:
+    """When, after `now`, the condition could change with no new event: never late, perhaps early; NULL when never."""
+    compiler = Compiler(schema, SEEK, prefix)
+    return Sql(next_moments(condition, compiler), compiler.parameters)
+
+
+def members(
+    condition: Condition,
+    schema: str = "live",
+    *,
+    shape: Shape = SCAN,
+    among: bool = False,
+    with_due: bool = False,
+    prefix: str = "c",
+) -> Sql:
+    """The customers (those with a profile) of whom the condition holds: rows (customer_id).
+
+    Args:
+        condition: the tree.
+        schema: see `predicate`.
+        shape: see the module; by customer when `among`.
+        among: only of the customers in the parameter `customers`, a list of ids.
+        with_due: the next moment as a second column, and then every customer with whether it holds as a third.
+        prefix: see `predicate`.
+    """
+    where = predicate(condition, schema, shape=SEEK if among else shape, prefix=prefix)
+    parameters = dict(where.parameters)
+    columns, only = "p.customer_id", f"WHERE {where.text}"
+    if with_due:
+        when = due(condition, schema, prefix=f"{prefix}due")
+        parameters |= when.parameters
+        columns, only = f"p.customer_id, {when.text} AS due, ({where.text}) IS TRUE AS holds", ""
+    return Sql(f"SELECT {columns} {_from(condition, schema, among=among)} {only}", parameters)
+
+
+def explanation(condition: Condition, schema: str = "live") -> Sql:
+    """For each of the parameter `customers`: (customer_id, holds, dues), two arrays in the order of `conditions`."""
+    holds: list[str] = []
+    dues: list[str] = []
+    parameters: dict[str, Any] = {}
+    for number, (_, node) in enumerate(conditions(condition)):
+        here = predicate(node, schema, prefix=f"c{number}x")
+        when = due(node, schema, prefix=f"d{number}x")
+        parameters |= here.parameters
+        parameters |= when.parameters
+        holds.append(f"({here.text}) IS TRUE")
+        dues.append(when.text)
+    source = _from(condition, schema, among=True)
+    return Sql(f"SELECT p.customer_id, ARRAY[{', '.join(holds)}], ARRAY[{', '.join(dues)}] {source}", parameters)
+
+
+def conditions(condition: Condition) -> list[tuple[str, Condition]]:
+    """Every condition with its path, parents first."""
+    return list(tree.walk(condition))
+
+
+def reads(condition: Condition) -> frozenset[str]:
+    """The facts and views whose change can change the answer. Links are always among them, so they aren't named."""
+    found: set[str] = set()
+    for _, node in tree.walk(condition):
+        match node:
+            case tree.Compare():
+                found.add(field_of(node.field, FIELDS)[0].reads)
+            case tree.Fact():
+                found.add(FACT_KINDS[node.fact].table)
+            case tree.Sequence():
+                found |= {FACT_KINDS[f.fact].table for f in (node.sequence, *(s.fact for s in node.then))}
+            case tree.Consent():
+                found.add("consents")
+            case tree.Segment():
+                found.add("segment_members")
+            case tree.Near():
+                found.add("profiles")
+            case _:
+                pass
+    return frozenset(found)
+
+
+def _from(condition: Condition, schema: str, *, among: bool) -> str:
+    metrics = "metrics" in reads(condition)
+    if not among:
+        joined = f"LEFT JOIN {schema}.metrics m ON m.customer_id = p.customer_id" if metrics else ""
+        return f"FROM {schema}.profiles p {joined}"
+    joined = (
+        f"LEFT JOIN LATERAL (SELECT * FROM {schema}.metrics x WHERE x.customer_id = k.customer_id OFFSET 0) m ON true"
+        if metrics
+        else ""
+    )
+    return f"""FROM (SELECT DISTINCT unnest(%(customers)s::uuid[]) AS customer_id) k
+        CROSS JOIN LATERAL (SELECT * FROM {schema}.profiles x WHERE x.customer_id = k.customer_id OFFSET 0) p {joined}"""
+
+
+@dataclass
+class Compiler:
+    """Compiles nodes, collecting their parameters."""
+
+    schema: str
+    shape: Shape
+    prefix: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    now = "%(now)s::timestamptz"
+
+    def value(self, value: Any, type_: str) -> str:
+        """A parameter of an SQL type."""
+        name = f"{self.prefix}{len(self.parameters)}"
+        self.parameters[name] = value
+        return f"%({name})s::{type_}"
+
+    def condition(self, node: Condition) -> str:
+        """Whether a node holds; NULL is no."""
+        match node:
+            case tree.All():
+                return self._joined(" AND ", node.all)
+            case tree.Any_():
+                return self._joined(" OR ", node.any)
+            case tree.None_():
+                return f"({self._joined(' OR ', node.none)}) IS NOT TRUE"
+            case tree.Compare():
+                found, part = field_of(node.field, FIELDS)
+                return self.compared(found, part, node.op, node.value)
+            case tree.Fact():
+                return self._fact(node)
+            case tree.Sequence():
+                return self._sequence(node)
+            case tree.Consent():
+                return self._consent(node)
+            case tree.Segment():
+                name = self.value(node.segment, "text")
+                return self._exists(
+                    f"FROM {self.schema}.segment_members g WHERE g.customer_id = p.customer_id AND g.segment = {name}"
+                )
+            case tree.Near():
+                return self._near(node.near)
+
+    def _joined(self, word: str, nodes: list[Condition]) -> str:
+        return word.join(f"({self.condition(node)})" for node in nodes)
+
+    def _exists(self, source: str) -> str:
+        # a scalar subquery is never turned into a join over whole tables
+        return f"EXISTS (SELECT {source})" if self.shape is SCAN else f"(SELECT true {source} LIMIT 1)"
+
+    def expression(self, found: Field, part: str) -> str:
+        """The SQL of a field's value."""
+        sql = found.sql.replace("{now}", self.now).replace("{today}", f"({self.now} AT TIME ZONE 'UTC')::date")
+        if found.kind in {"money", "attribute"}:
+            sql = sql.replace(f"{{{'currency' if found.kind == 'money' else 'attribute'}}}", self.value(part, "text"))
+        return sql
+
+    def compared(self, found: Field, part: str, op: str, value: tree.Value) -> str:
+        """A comparison of a field."""
+        sql = self.expression(found, part)
+        if op == "known":
+            return f"({sql}) IS {'NOT ' if value else ''}NULL"
+        match found.kind:
+            case "text":
+                return self._text(sql, op, value, _folded)
+            case "code":
+                return self._text(sql, op, value, _exactly)
+            case "list":
+                return (
+                    f"EXISTS (SELECT FROM unnest({sql}) e WHERE {_folded('e')} = {_folded(self.value(value, 'text'))})"
+                )
+            case "codes":
+                return f"{self.value(value, 'text')} = ANY ({sql})"
+            case "attribute" if isinstance(value, str) or (isinstance(value, list) and isinstance(value[0], str)):
+                return self._text(sql, op, value, _folded)
+            case "attribute":
+                plain = r"'^-?[0-9]{1,15}(\.[0-9]{1,9})?$'"
+                return self._ordered(
+                    f"(CASE WHEN {sql} ~ {plain} THEN ({sql})::float8 END)", op, _each(value, float), "float8"
+                )
+            case "time":
+                return self._ordered(sql, op, _each(value, moment), "timestamptz")
+            case "date":
+                return self._ordered(sql, op, _each(value, lambda v: moment(v).date()), "date")
+            case _:
+                return self._ordered(sql, op, *_numbers(value))
+
+    def _text(self, sql: str, op: str, value: tree.Value, form: Callable[[str], str]) -> str:
+        if isinstance(value, list):
+            given = f"ARRAY(SELECT {form('e')} FROM unnest({self.value(value, 'text[]')}) e)"
+            return f"{form(sql)} {'= ANY' if op == 'in' else '<> ALL'} ({given})"
+        given = form(self.value(value, "text"))
+        match op:
+            case "contains":
+                return f"strpos({form(sql)}, {given}) > 0"
+            case "starts with":
+                return f"starts_with({form(sql)}, {given})"
+            case _:
+                return f"{form(sql)} {_SQL_OPERATOR[op]} {given}"
+
+    def _ordered(self, sql: str, op: str, value: Any, type_: str) -> str:
+        if op == "between":
+            return f"({sql}) BETWEEN {self.value(value[0], type_)} AND {self.value(value[1], type_)}"
+        if op in {"in", "not in"}:
+            return f"({sql}) {'= ANY' if op == 'in' else '<> ALL'} ({self.value(value, f'{type_}[]')})"
+        return f"({sql}) {_SQL_OPERATOR[op]} {self.value(value, type_)}"
+
+    def _near(self, point: tree.Point) -> str:
+        latitude, longitude = self.value(point.latitude, "float8"), self.value(point.longitude, "float8")
+        # great circle by the haversine formula, mean radius; least() keeps rounding out of asin's way
+        half = (
+            f"power(sin(radians(p.latitude - {latitude}) / 2), 2)"
+            f" + cos(radians({latitude})) * cos(radians(p.latitude)) * power(sin(radians(p.longitude - {longitude}) / 2), 2)"
+        )
+        return (
+            "CASE WHEN p.latitude BETWEEN -90 AND 90 AND p.longitude BETWEEN -180 AND 180"
+            f" THEN 2 * 6371.0088 * asin(least(1, sqrt({half}))) <= {self.value(point.km, 'float8')} END"
+        )
+
+    def facts(self, kind: FactKind, customer: str, number: int = 0, *, fenced: bool | None = None) -> str:
+        """FROM and WHERE of a customer's facts of a kind, as alias f<number>; conditions can follow with AND."""
+        fence = "OFFSET 0" if (self.shape is SEEK if fenced is None else fenced) else ""
+        f, links = f"f{number}", f"l{number}"
+        return f"""FROM (SELECT * FROM {self.schema}.links x WHERE x.customer_id = {customer} {fence}) {links}
+            CROSS JOIN LATERAL (SELECT * FROM {self.schema}.{kind.table} x WHERE x.subject = {links}.subject {fence}) {f}
+            WHERE {_as(kind.holds, f)}"""
+
+    def happened(self, fact: tree.Fact, number: int = 0) -> str:
+        """That a fact's time has come and lies in its window."""
+        at = _as(FACT_KINDS[fact.fact].at, f"f{number}")
+        parts = [f"{at} <= {self.now}", self.static(fact, number)]
+        if fact.within:
+            parts.append(f"{at} > {self.now} - {self.value(duration(fact.within), 'interval')}")
+        return " AND ".join(parts)
+
+    def static(self, fact: tree.Fact, number: int = 0) -> str:
+        """What a fact must be besides its time passing: nothing that depends on now."""
+        kind, f = FACT_KINDS[fact.fact], f"f{number}"
+        at = _as(kind.at, f)
+        parts = ["true"]
+        if fact.since:
+            parts.append(f"{at} >= {self.value(moment(fact.since), 'timestamptz')}")
+        if fact.until:
+            parts.append(f"{at} < {self.value(moment(fact.until), 'timestamptz')}")
+        lines: list[str] = []
+        for compare in fact.where:
+            found, part = field_of(compare.field, kind.fields)
+            text = self.compared(found, part, compare.op, compare.value)
+            (lines if found.line else parts).append(_as(text, f))
+        if lines:
+            # all conditions on lines are met by one and the same line
+            parts.append(f"EXISTS (SELECT FROM {_lines(f)} WHERE {' AND '.join(lines)})")
+        return " AND ".join(parts)
+
+    def _fact(self, node: tree.Fact) -> str:
+        kind = FACT_KINDS[node.fact]
+        having = [(measure_of(h.measure, kind), h) for h in node.having]
+        if not having:
+            source = f"{self.facts(kind, 'p.customer_id')} AND {self.happened(node)}"
+            return self._exists(source)
+        if self.shape is SEEK:
+            source = f"{self.facts(kind, 'p.customer_id')} AND {self.happened(node)}"
+            return f"(SELECT {self._having(node, having)} {source})"
+        counted = self._having(node, having)
+        # who has no such facts is in no group, so the groups that don't fit are asked for when zero fits
+        zero = all(_holds_of_zero(h.op, h.value) for _, h in having)
+        groups = f"""SELECT l0.customer_id FROM {self.schema}.links l0 JOIN {self.schema}.{kind.table} f0 USING (subject)
+            WHERE {_as(kind.holds, "f0")} AND {self.happened(node)}
+            GROUP BY l0.customer_id HAVING {f"NOT ({counted})" if zero else counted}"""
+        return f"{'NOT ' if zero else ''}EXISTS (SELECT FROM ({groups}) g WHERE g.customer_id = p.customer_id)"
+
+    def _having(self, node: tree.Fact, having: list[tuple[tuple[str, str], tree.Having]]) -> str:
+        kind, parts = FACT_KINDS[node.fact], []
+        for (measure, currency), asked in having:
+            match measure:
+                case "units":
+                    total = f"coalesce(sum({self._units(node)}), 0)"
+                case "amount_minor":
+                    which = self.value(currency, "text")
+                    total = f"coalesce(sum({_as(kind.amount or '', 'f0')}) FILTER (WHERE f0.currency = {which}), 0)"
+                case _:
+                    total = "count(*)"
+            parts.append(self._ordered(total, asked.op, *_numbers(asked.value)))
+        return " AND ".join(parts)
+
+    def _units(self, node: tree.Fact) -> str:
+        """Units of the lines that fit."""
+        kind, fits = FACT_KINDS[node.fact], ["true"]
+        for compare in node.where:
+            found, part = field_of(compare.field, kind.fields)
+            if found.line:
+                fits.append(self.compared(found, part, compare.op, compare.value))
+        return f"(SELECT sum(i.quantity) FROM {_lines('f0')} WHERE {' AND '.join(fits)})"
+
+    def _sequence(self, node: tree.Sequence) -> str:
+        kind = FACT_KINDS[node.sequence.fact]
+        source = f"{self.facts(kind, 'p.customer_id')} AND {self.happened(node.sequence)} AND {self._then(node, 0)}"
+        return self._exists(source)
+
+    def _then(self, node: tree.Sequence, number: int) -> str:
+        """What follows the fact f<number> of a sequence."""
+        if number == len(node.then):
+            return "true"
+        step, before = node.then[number], node.sequence if number == 0 else node.then[number - 1].fact
+        kind = FACT_KINDS[step.fact.fact]
+        ends = f"{_as(FACT_KINDS[before.fact].at, f'f{number}')} + {self.value(duration(step.within), 'interval')}"
+        at = _as(kind.at, f"f{number + 1}")
+        source = self.facts(kind, "p.customer_id", number + 1, fenced=False)
+        fits = f"{at} > {_as(FACT_KINDS[before.fact].at, f'f{number}')} AND {at} <= {ends}"
+        happened = self.happened(step.fact, number + 1)
+        if step.absent:
+            return f"{ends} <= {self.now} AND NOT EXISTS (SELECT {source} AND {fits} AND {happened})"
+        return f"EXISTS (SELECT {source} AND {fits} AND {happened} AND {self._then(node, number + 1)})"
+
+    def consents(self, purpose: str) -> str:
+        """FROM and WHERE of a customer's statements about a purpose; those that a deleted account made before don't count."""
+        fence = "OFFSET 0" if self.shape is SEEK else ""
+        return f"""FROM (SELECT * FROM {self.schema}.links x WHERE x.customer_id = p.customer_id {fence}) l0
+            CROSS JOIN LATERAL (SELECT * FROM {self.schema}.consents x
+                                WHERE x.subject = l0.subject AND x.purpose = {self.value(purpose, "text")} {fence}) f0
+            WHERE (greatest(l0.deleted_at, l0.erased_at) IS NULL OR f0.occurred_at > greatest(l0.deleted_at, l0.erased_at))"""
+
+    def _consent(self, node: tree.Consent) -> str:
+        some = self._exists(f"{self.consents(node.consent)} AND f0.state = '{node.state}'")
+        if node.state != "granted":
+            return some
+        valid = f"{self.consents(node.consent)} AND f0.state = 'granted' AND (f0.expires_at IS NULL OR f0.expires_at > {self.now})"
+        withdrawn = self._exists(f"{self.consents(node.consent)} AND f0.state = 'withdrawn'")
+        return f"({self._exists(valid)}) AND ({withdrawn}) IS NOT TRUE"
+
+
+_SQL_OPERATOR = {"=": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+
+
+def _folded(sql: str) -> str:
+    return f"hub.fold({sql})"
+
+
+def _exactly(sql: str) -> str:
+    return sql
+
+
+def _each(value: tree.Value, convert: Callable[[Any], Any]) -> Any:
+    return [convert(v) for v in value] if isinstance(value, list) else convert(value)
+
+
+def _numbers(value: Any) -> tuple[Any, str]:
+    """Numbers and their SQL type; a list has one type for all."""
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(n, float) for n in numbers):
+        return _each(value, float), "float8"
+    return value, "bigint"
+
+
+def _as(sql: str, alias: str) -> str:
+    """SQL over the alias f as SQL over another."""
+    return sql.replace("f.", f"{alias}.")
+
+
+def _lines(alias: str) -> str:
+    arrays = ", ".join(f"{alias}.{column}" for column in LINE_COLUMNS.values())
+    return f"unnest({arrays}) AS i({', '.join(LINE_COLUMNS)})"
+
+
+def _holds_of_zero(op: str, value: Any) -> bool:
+    match op:
+        case "between":
+            return bool(value[0] <= 0 <= value[1])
+        case "=":
+            return bool(value == 0)
+        case "!=":
+            return bool(value != 0)
+        case "<":
+            return bool(value > 0)
+        case "<=":
+            return bool(value >= 0)
+        case ">":
+            return bool(value < 0)
+        case _:
+            return bool(value <= 0)

@@ -1,0 +1,248 @@
+"""What criteria can speak of: profile fields, metrics, kinds of facts, and what may be asked of each.
+
+A field's SQL stands over the aliases `p` (the profile), `m` (the metrics), `f` (a fact) and `i` (a line of an order); `{now}` is the
+moment that is asked about and `{currency}` the currency of an amount. Everything here is our own constant text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from caudal.projections.metrics import metrics
+from caudal.projections.profiles import FIELDS as PROFILE_FIELDS
+
+__all__ = ["FACT_KINDS", "FIELDS", "OPERATORS", "FactKind", "Field", "Kind", "exponent"]
+
+Kind = Literal["text", "code", "number", "money", "time", "date", "list", "codes", "attribute", "days", "age"]
+
+_ORDERED = ("=", "!=", "<", "<=", ">", ">=", "between")
+OPERATORS: Mapping[Kind, tuple[str, ...]] = {
+    "text": ("=", "!=", "in", "not in", "contains", "starts with", "known"),
+    "code": ("=", "!=", "in", "not in", "known"),
+    "number": (*_ORDERED, "in", "not in", "known"),
+    "money": (*_ORDERED, "known"),
+    "time": ("<", "<=", ">", ">=", "between", "known"),
+    "date": (*_ORDERED, "known"),
+    "list": ("has", "known"),
+    "codes": ("has", "known"),
+    "attribute": (*_ORDERED, "in", "not in", "contains", "starts with", "known"),
+    "days": (*_ORDERED, "known"),
+    "age": (*_ORDERED, "in", "not in", "known"),
+}
+"""Kind of a field → what may be asked of it. `text` and `list` are compared without case and accents, `code` and `codes` exactly."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Something that a condition compares.
+
+    Attributes:
+        kind: how it compares.
+        sql: its value.
+        reads: the view it is of; of a fact's field the fact.
+        about: what it is, for the docs.
+        since: of `days` and `age`: the time or date that the value counts from.
+        line: it is of a line of an order, not of the order.
+    """
+
+    kind: Kind
+    sql: str
+    reads: str
+    about: str = ""
+    since: str = ""
+    line: bool = False
+
+
+@dataclass(frozen=True)
+class FactKind:
+    """A kind of thing that happened to a customer.
+
+    Attributes:
+        table: the fact.
+        at: when it happened.
+        holds: which rows of the table are of this kind.
+        fields: what can be asked of one.
+        amount: its money in minor units, if it has any; the currency is in the column `currency`.
+        about: what it is, for the docs.
+    """
+
+    table: str
+    at: str
+    holds: str
+    fields: Mapping[str, Field]
+    amount: str | None = None
+    about: str = ""
+
+    @property
+    def lines(self) -> bool:
+        """Whether it has lines, whose units can be summed."""
+        return self.table == "orders"
+
+
+_EXACT = {"cpf", "cnpj", "region", "postal_code", "country", "language", "timezone", "gender"}
+_PROFILE_KINDS: Mapping[str, Kind] = {
+    "text": "text", "text[]": "list", "double precision": "number", "date": "date", "timestamptz": "time",
+}  # fmt: skip
+_METRIC_KINDS: Mapping[str, Kind] = {
+    "bigint": "number", "integer": "number", "double precision": "number", "numeric": "number", "text": "text",
+    "text[]": "list", "timestamptz": "time", "date": "date",
+}  # fmt: skip
+
+
+def _elapsed(column: str, view: str) -> Field:
+    """Whole days of 24 hours since a time of the profile or the metrics."""
+    what = column.split(".")[1].removesuffix("_at").replace("_", " ")
+    return Field(
+        "days", f"floor(extract(epoch FROM {{now}} - {column}) / 86400)", view, f"whole days since {what}", since=column
+    )
+
+
+def _profile() -> dict[str, Field]:
+    found = {
+        name: Field("code" if name in _EXACT else _PROFILE_KINDS[type_], f"p.{name}", "profiles")
+        for name, type_ in PROFILE_FIELDS.items()
+    }
+    found["sources"] = Field("codes", "p.sources", "profiles", "sources that know the customer")
+    found["age"] = Field(
+        "age",
+        "CASE WHEN p.birth_date <= {today} THEN extract(year FROM age({today}::timestamp, p.birth_date::timestamp)) END",
+        "profiles",
+        "completed years; the day begins at midnight UTC",
+        since="p.birth_date",
+    )
+    found["days_since_signed_up"] = _elapsed("p.signed_up_at", "profiles")
+    return found
+
+
+def _metrics() -> dict[str, Field]:
+    found = {}
+    for name, type_ in metrics.columns.items():
+        if name == "customer_id":
+            continue
+        if type_ in _METRIC_KINDS:
+            found[name] = Field(_METRIC_KINDS[type_], f"m.{name}", "metrics")
+        elif type_ == "jsonb" and name.endswith("_minor"):
+            found[name] = Field(
+                "money", f"(m.{name} ->> {{currency}})::bigint", "metrics", "by currency, in minor units"
+            )
+        if type_ == "timestamptz":
+            found[f"days_since_{name.removesuffix('_at')}"] = _elapsed(f"m.{name}", "metrics")
+    found["average_order_minor"] = Field(
+        "money",
+        "(m.spend_minor ->> {currency})::float8 / nullif(m.orders_count, 0)",
+        "metrics",
+        "spend in a currency by the number of orders, in minor units",
+    )
+    found["purchase_interval_days"] = Field(
+        "number",
+        "CASE WHEN m.orders_count >= 2 "
+        "THEN extract(epoch FROM m.last_order_at - m.first_order_at)::float8 / 86400 / (m.orders_count - 1) END",
+        "metrics",
+        "days between orders on average, from the second order on",
+    )
+    return found
+
+
+FIELDS: Mapping[str, Field] = {
+    **_profile(),
+    "attributes": Field("attribute", "(p.attributes ->> {attribute})", "profiles", "custom attributes, by name"),
+    **_metrics(),
+}
+"""Name → field of a customer. `attributes` and fields of kind `money` are followed by a dot and the attribute or the currency."""
+
+
+def _of(table: str, **kinds: str) -> dict[str, Field]:
+    """Fields of a fact: name → kind, or kind and column."""
+    found = {"source": Field("code", "f.source", table)}
+    for name, spec in kinds.items():
+        kind, _, column = spec.partition(":")
+        found[name] = Field(cast("Kind", kind), f"f.{column or name}", table)
+    return found
+
+
+def _line(**columns: str) -> dict[str, Field]:
+    return {name: Field("text", f"i.{column}", "orders", "of a line", line=True) for name, column in columns.items()}
+
+
+def _money(**columns: str) -> dict[str, Field]:
+    return {
+        name: Field(
+            "money", f"CASE WHEN f.currency = {{currency}} THEN f.{column} END", "", "by currency, in minor units"
+        )
+        for name, column in columns.items()
+    }
+
+
+_ORDER = _of(
+    "orders", status="code", fulfillment_status="code", channel="text", coupons="list", tags="list", shipping_city="text",
+    shipping_region="code", shipping_country="code",
+) | _money(total_minor="total_minor", discount_minor="discount_minor") | _line(
+    product="product", product_id="product_id", sku="sku", variant="variant", category="category", brand="brand",
+)  # fmt: skip
+_DONE = _of(
+    "interactions", kind="code", object_type="code", object="text", campaign="text", channel="text"
+) | _money(value_minor="value_minor")  # fmt: skip
+_WITHOUT_KIND = {name: f for name, f in _DONE.items() if name != "kind"}
+_PLACED = "coalesce(f.placed_at, f.occurred_at)"
+_AMOUNT = "f.total_minor"
+
+
+def _done(holds: str, about: str) -> FactKind:
+    return FactKind("interactions", "f.occurred_at", holds, _WITHOUT_KIND, "f.value_minor", about)
+
+
+FACT_KINDS: Mapping[str, FactKind] = {
+    "bought": FactKind(
+        "orders", _PLACED,
+        "coalesce(f.kind, 'order') = 'order' AND coalesce(f.status, 'open') NOT IN ('cancelled', 'voided', 'deleted', 'abandoned')",
+        _ORDER, _AMOUNT, "an order that counts: placed, and not cancelled, voided or deleted",
+    ),
+    "cancelled": FactKind(
+        "orders", "coalesce(f.cancelled_at, f.occurred_at)",
+        "coalesce(f.kind, 'order') = 'order' AND f.status IN ('cancelled', 'voided')", _ORDER, _AMOUNT, "an order that was cancelled",
+    ),
+    "returned": FactKind(
+        "refunds", "coalesce(f.refunded_at, f.occurred_at)", "true",
+        _of("refunds", reason="text") | _money(refund_minor="amount_minor"), "f.amount_minor", "a refund",
+    ),
+    "abandoned_checkout": FactKind(
+        "orders", _PLACED, "f.kind = 'checkout' AND f.status = 'abandoned'", _ORDER, _AMOUNT, "a checkout that was left",
+    ),
+    "abandoned_cart": _done("f.kind = 'cart.abandoned'", "a cart that was left"),
+    "did": FactKind("interactions", "f.occurred_at", "true", _DONE, "f.value_minor", "any interaction; `kind` says which"),
+    "opened_email": _done("f.kind = 'email.opened'", "an e-mail that was opened"),
+    "clicked_email": _done("f.kind = 'email.clicked'", "a link in an e-mail that was followed"),
+    "viewed": _done("right(f.kind, 7) = '.viewed'", "a page or product that was looked at"),
+    "opened_ticket": FactKind(
+        "tickets", "coalesce(f.opened_at, f.occurred_at)", "f.status IS DISTINCT FROM 'deleted'",
+        _of("tickets", status="code", priority="code", type="text", channel="text", tags="list", team="text", product="text",
+            satisfaction="code", satisfaction_score="number"), None, "a support ticket",
+    ),
+    "answered": FactKind(
+        "feedback", "coalesce(f.answered_at, f.occurred_at)", "f.status IS DISTINCT FROM 'deleted'",
+        _of("feedback", kind="code", score="number", survey="text", product="text", language="code"), None, "a survey answer or a review",
+    ),
+    "subscribed": FactKind(
+        "subscriptions", "coalesce(f.started_at, f.occurred_at)", "true",
+        _of("subscriptions", plan="text", status="code", interval="code") | _money(price_minor="amount_minor"), "f.amount_minor",
+        "a subscription",
+    ),
+}  # fmt: skip
+"""Name → kind of fact."""
+
+LINE_COLUMNS = {
+    "product": "line_products", "product_id": "line_product_ids", "sku": "line_skus", "variant": "line_variants",
+    "category": "line_categories", "brand": "line_brands", "quantity": "line_quantities",
+}  # fmt: skip
+"""A line's column → the array column of `orders` that it is unnested from."""
+
+_EXPONENTS = dict.fromkeys(
+    ("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND", "VUV", "XAF", "XOF", "XPF"), 0
+) | dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3) | dict.fromkeys(("CLF", "UYW"), 4)  # fmt: skip
+
+
+def exponent(currency: str) -> int:
+    """Digits of a currency's minor unit (ISO 4217)."""
+    return _EXPONENTS.get(currency, 2)

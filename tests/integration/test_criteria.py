@@ -1,0 +1,167 @@
+"""Criteria in SQL say what a plain reading of the rows says, and never change before the moment that they name."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from caudal.projections import FACTS, VIEWS, criteria, ensure_live, select_sql
+from criteria_trees import POOLS, WORDS, trees
+from criteria_twin import Twin
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from logs import connect
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from caudal.settings import Settings
+
+EXAMPLES = 40
+"""Each has 20 criteria."""
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+CUSTOMERS = [uuid.uuid5(uuid.NAMESPACE_OID, str(n)) for n in range(24)]
+SOURCES = ["crm", "shop"]
+TYPES = {"text": WORDS, "bigint": [0, 1, 120, 300], "integer": [1, 2, 3], "double precision": [1.0, 6.0, 9.0, 10.0]}
+PLACES = {"latitude": [-8.05, -8.1, -23.5, 89.0, -95.0], "longitude": [-34.9, -35.0, -46.6, 200.0]}
+OWN = {
+    ("orders", "kind"): ["order", "checkout"],
+    ("interactions", "kind"): ["email.opened", "email.clicked", "page.viewed", "product.viewed", "cart.abandoned"],
+    ("feedback", "kind"): ["nps", "review"],
+    ("feedback", "status"): ["published", "deleted"],
+    ("consents", "state"): ["granted", "granted", "withdrawn", "pending"],
+    ("consents", "purpose"): ["marketing_email", "terms"],
+    ("profile_attributes", "name"): ["tier", "my field", "Tier.2"],
+    ("profile_attributes", "value"): ["x", "3", "-1.5", "São Paulo"],
+}
+
+
+def _time(rnd: random.Random) -> datetime:
+    # often whole days or hours away, so that comparisons meet their very edge
+    return NOW - rnd.choice(
+        [timedelta(days=rnd.randint(-9, 120)), timedelta(hours=rnd.randint(-90, 900)), timedelta(seconds=rnd.randint(0, 10**6))]
+    )  # fmt: skip
+
+
+def _value(rnd: random.Random, table: str, column: str, type_: str) -> Any:
+    if rnd.random() < 0.2 and column not in {"kind", "state"}:
+        return None
+    pool = OWN.get((table, column)) or PLACES.get(column) or POOLS.get(column)
+    if column == "currency":
+        pool = ["BRL", "BRL", "EUR"]
+    if type_ == "timestamptz":
+        return _time(rnd)
+    if type_ == "date":
+        return rnd.choice([date(2000, 2, 29), date(2001, 3, 1), date(1992, 6, 1), date(1992, 6, 2), date(2026, 6, 3)])
+    if type_ == "jsonb":
+        return "{}"
+    if type_.endswith("[]"):
+        inner = pool or TYPES[type_.removesuffix("[]")]
+        return [rnd.choice([*inner, None]) for _ in range(rnd.randint(0, 3))]
+    return rnd.choice(pool or TYPES[type_])
+
+
+def _fill(conn: psycopg.Connection[Any], rnd: random.Random) -> None:
+    """Random facts, straight into the tables, and the views' own SELECTs over them."""
+    subjects = [f"{rnd.choice(SOURCES)}:customer:{n}" for n in range(42)]
+    gone = [None] * 8 + [NOW - timedelta(days=30)]
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO live.links VALUES (%s, %s, %s, 1, %s, %s)",
+            [
+                (s, s.partition(":")[0], CUSTOMERS[n % len(CUSTOMERS)], rnd.choice(gone), rnd.choice(gone))
+                for n, s in enumerate(subjects)
+            ],
+        )
+        for fact in FACTS:
+            rows = {}
+            for number in range(100):
+                row = {
+                    "subject": rnd.choice(subjects), "source": rnd.choice(SOURCES), "occurred_at": _time(rnd),
+                    "captured_at": NOW, "event_id": str(number), "stated": 0,
+                }  # fmt: skip
+                row |= {k: str(number) for k in fact.extra_key}
+                if fact.name == "corrections":
+                    row["field"] = "city"
+                for key in ("purpose", "name"):
+                    if key in fact.key:
+                        row[key] = rnd.choice(OWN[fact.name, key])
+                row |= {c.name: _value(rnd, fact.name, c.name, c.type) for c in fact.columns if c.name not in fact.key}
+                rows[tuple(row[k] for k in fact.key)] = row
+            names = list(fact.all_columns)
+            statement = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
+                sql.Identifier("live", fact.name),
+                sql.SQL(", ").join(map(sql.Identifier, names)),
+                sql.SQL(", ").join(map(sql.Placeholder, names)),
+            )
+            cursor.executemany(statement, list(rows.values()))
+    for view in VIEWS:
+        conn.execute(f"INSERT INTO live.{view.name} ({', '.join(view.columns)}) {select_sql(view, 'live', '0')}")
+    conn.execute("ANALYZE")
+
+
+@pytest.fixture
+def filled(settings: Settings) -> Iterator[tuple[psycopg.Connection[Any], Twin]]:
+    with connect(settings) as conn:
+        ensure_live(conn)
+        _fill(conn, random.Random(6))
+        names = ["links", *(f.name for f in FACTS), *(v.name for v in VIEWS)]
+        with conn.cursor(row_factory=dict_row) as cursor:
+            tables = {name: cursor.execute(f"SELECT * FROM live.{name}").fetchall() for name in names}
+        yield conn, Twin(tables)
+
+
+def _answers(
+    conn: psycopg.Connection[Any], asked: list[criteria.Condition], now: datetime
+) -> list[tuple[set[Any], dict[Any, tuple[datetime | None, bool]]]]:
+    """Of each criterion: who is in it, asked by set, and by customer the next moment and whether it holds; all in one round trip."""
+    parts: list[str] = []
+    parameters: dict[str, Any] = {"now": now, "customers": CUSTOMERS}
+    for number, condition in enumerate(asked):
+        scan = criteria.members(condition, prefix=f"a{number}x")
+        each = criteria.members(condition, among=True, with_due=True, prefix=f"c{number}x")
+        parts.append(f"SELECT {number}, customer_id, NULL::timestamptz, NULL::bool FROM ({scan.text}) q")
+        parts.append(f"SELECT {number}, customer_id, due, holds FROM ({each.text}) q")
+        parameters |= {**scan.parameters, **each.parameters}
+    found: list[Any] = [(set(), {}) for _ in asked]
+    for number, customer, due, holds in conn.execute(" UNION ALL ".join(parts), parameters, prepare=False):
+        if holds is None:
+            found[number][0].add(customer)
+        else:
+            found[number][1][customer] = (due, holds)
+    return found
+
+
+@hypothesis_settings(
+    max_examples=EXAMPLES, deadline=None, phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large,
+                           HealthCheck.large_base_example],
+)  # fmt: skip
+@given(
+    asked=st.lists(trees, min_size=20, max_size=20),
+    shift=st.integers(-3 * 86400, 3 * 86400),
+    seed=st.integers(0, 2**32),
+)
+def test_sql_and_a_plain_reading_agree_and_nothing_changes_before_it_is_due(
+    filled: tuple[psycopg.Connection[Any], Twin], asked: list[Any], shift: int, seed: int
+) -> None:
+    conn, twin = filled
+    rnd = random.Random(seed)
+    now = NOW + timedelta(seconds=shift if shift % 3 else 0)
+    loaded = [criteria.load(tree) for tree in asked]
+    for tree, (scan, each) in zip(asked, _answers(conn, loaded, now), strict=True):
+        expected = {c for c in twin.profiles if twin.holds(tree, c, now)}
+        assert scan == expected, tree
+        assert {c for c, (_, holds) in each.items() if holds} == expected, tree
+        for customer in rnd.sample(sorted(each), 3):
+            due, holds = each[customer]
+            assert due is None or due > now
+            last = (due or now + timedelta(days=4000)) - timedelta(microseconds=1)
+            moments = [now + (last - now) * rnd.random() for _ in range(3)] + [last]
+            for at in moments:
+                assert twin.holds(tree, customer, at) is holds, (tree, customer, at, due)
