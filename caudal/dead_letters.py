@@ -12,7 +12,7 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from caudal import kafka, postgres
+from caudal import generations, kafka, postgres
 from caudal.errors import BrokerUnavailable, UndecodableRecord
 from caudal.schemas.codec import Codec
 from caudal.settings import Settings
@@ -71,7 +71,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Redrive:
-    """What a redrive did: how many were put back, and how many had been before and were left."""
+    """What a redrive did: how many were put back; how many were left, put back before or of a former generation of the log."""
 
     redriven: int
     skipped: int
@@ -137,6 +137,7 @@ class DeadLetters:
             if error is not None:
                 failed.append(error)
 
+        log = generations.current_topic(self._settings)
         producer = kafka.producer(self._settings.kafka)
         done: set[str] = set()
         skipped: set[str] = set()
@@ -144,7 +145,8 @@ class DeadLetters:
             for letter in self._read(where):
                 if letter.dead_letter_id in done:
                     continue  # a repeated batch writes its dead letters again
-                if letter.redriven_at is not None and not again:
+                former = letter.stage == "project" and letter.topic != log  # its capture was translated again since
+                if former or (letter.redriven_at is not None and not again):
                     skipped.add(letter.dead_letter_id)
                     continue
                 done.add(letter.dead_letter_id)

@@ -131,7 +131,7 @@ def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
     new = []
     for name in names:
         config = {"cleanup.policy": "compact"} if name in _COMPACTED else {}
-        if name in _FOREVER or name.startswith("capture."):
+        if name in _FOREVER or name.startswith(("capture.", f"{CHANGES}.")):
             config = {"cleanup.policy": "delete", "retention.ms": "-1"}
         if name == DEAD_LETTERS or name.startswith("capture."):
             config["max.message.bytes"] = str(MAX_MESSAGE_BYTES)

@@ -29,8 +29,10 @@ def dsn(settings: PostgresSettings) -> str:
     return settings.dsn.get_secret_value()
 
 
-def connect(settings: PostgresSettings, *, role: str, **extra: Any) -> psycopg.Connection[tuple[Any, ...]]:
-    """One autocommit connection for `role` (shown in pg_stat_activity as `caudal <role>`).
+def connect(
+    settings: PostgresSettings, *, role: str, schema: str | None = None, **extra: Any
+) -> psycopg.Connection[tuple[Any, ...]]:
+    """One autocommit connection for `role` (shown in pg_stat_activity as `caudal <role>`); names without a schema are of `schema`.
 
     Raises:
         DatabaseUnavailable: the server can't be reached.
@@ -40,7 +42,7 @@ def connect(settings: PostgresSettings, *, role: str, **extra: Any) -> psycopg.C
             dsn(settings),
             autocommit=True,
             application_name=f"caudal {role}",
-            options="-c timezone=UTC -c jit=off",
+            options="-c timezone=UTC -c jit=off" + (f" -c search_path={schema}" if schema else ""),
             **extra,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from caudal import kafka, postgres, sources
+from caudal import generations, kafka, postgres, sources
 from caudal.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,17 +57,14 @@ def standing(settings: Settings) -> Standing:
         CaudalError: a server can't be reached.
     """
     prefix = settings.kafka.topic_prefix
-    names = [
-        name
-        for name in kafka.topics(settings.kafka)
-        if name.startswith(prefix) and (name[len(prefix) :] in TOPICS or name[len(prefix) :].startswith("capture."))
-    ]
+    names = [name for name in kafka.topics(settings.kafka) if name.startswith(prefix) and _ours(name[len(prefix) :])]
     ends = {name[len(prefix) :]: partitions for name, partitions in kafka.end_offsets(settings.kafka, names).items()}
     with postgres.connect(settings.postgres, role="cli") as connection, postgres.translated():
-        projected = {(kafka.CHANGES, p): offset for p, offset in _rows(connection, "live.offsets")}
+        log = generations.name(generations.current(connection))
+        projected = {(log, p): offset for p, offset in _rows(connection, "live.offsets")}
         translated = {(t.removeprefix(prefix), p): offset for t, p, offset, _ in _rows(connection, "hub.translated")}
     captures = {name: partitions for name, partitions in ends.items() if name.startswith("capture.")}
-    changes = {kafka.CHANGES: ends.get(kafka.CHANGES, {})}
+    changes = {log: ends.get(log, {})}
     return {
         "topics": ends,
         "workers": {"translate": _waiting(captures, translated), "project": _waiting(changes, projected)},
@@ -80,6 +77,10 @@ def standing(settings: Settings) -> Standing:
             for source in sources.load(settings).values()
         ],
     }
+
+
+def _ours(name: str) -> bool:
+    return name in TOPICS or name.startswith("capture.") or generations.number_of(name) is not None
 
 
 def _waiting(ends: dict[str, dict[int, int]], done: dict[tuple[str, int], int]) -> int:

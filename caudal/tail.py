@@ -10,7 +10,7 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaException, TopicPartition
 
-from caudal import kafka
+from caudal import generations, kafka
 from caudal.errors import BadSettings, UndecodableRecord
 from caudal.schemas.codec import Codec, Registry
 from caudal.settings import Settings
@@ -24,7 +24,7 @@ FEEDS = {
     "segments": kafka.SEGMENTS,
     "dead-letters": kafka.DEAD_LETTERS,
 }
-"""Short names of topics; `captures` stands for all `capture.*`."""
+"""Short names of topics; `captures` stands for all `capture.*`, `changes` for the live generation."""
 _POLL_S = 0.5
 
 
@@ -47,7 +47,7 @@ def feed_topics(settings: Settings, feeds: Sequence[str]) -> list[str]:
 
     Raises:
         BadSettings: a name that is no topic.
-        BrokerUnavailable: the brokers can't be reached.
+        BrokerUnavailable, DatabaseUnavailable: a server can't be reached.
     """
     prefix = settings.kafka.topic_prefix
     there = {name for name in kafka.topics(settings.kafka) if name.startswith(prefix)}
@@ -55,6 +55,8 @@ def feed_topics(settings: Settings, feeds: Sequence[str]) -> list[str]:
     for feed in feeds:
         if feed == "captures":
             found += sorted(name for name in there if name.startswith(f"{prefix}capture."))
+        elif feed == "changes":
+            found.append(generations.current_topic(settings))
         elif (name := prefix + FEEDS.get(feed, feed)) in there:
             found.append(name)
         else:

@@ -21,11 +21,11 @@ import orjson
 import prometheus_client
 import uvloop
 
-from caudal import kafka, postgres, sources
-from caudal.errors import BadSettings, CaudalError, Fatal, Retryable
+from caudal import generations, kafka, postgres, sources
+from caudal.errors import BadSettings, CaudalError, Fatal, LostPartition, Retryable
 from caudal.processors._pump import Feed, Partition, Pump, Stage
 from caudal.schemas.codec import Codec, Registry
-from caudal.settings import Settings
+from caudal.settings import KafkaSettings, Settings
 from caudal.telemetry import Log, logger
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class _Worker:
         self._roles = roles
         self._stages: dict[str, Stage[Any]] = {}
         self._pumps: dict[str, Pump[Any]] = {}
+        self._generation = 0
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -159,11 +160,11 @@ class _Worker:
     def _add_agent(self, faust: Any, app: Any, role: str) -> None:
         channel = _channel_class(faust)(app)
         settings = self._settings.kafka
-        topics = {"translate": _pattern(settings.topic_prefix), "project": kafka.topic(settings, kafka.CHANGES)}
+        topics = {"translate": lambda: _pattern(settings.topic_prefix), "project": self._log}
         pump = self._pumps[role] = Pump(
             self._settings,
             name=role,
-            topics=[topics[role]],
+            topic=topics[role],
             stage=self._stages[role],
             deliver=channel.put,  # not send: streams drop what is sent while Faust's own consumer is rebalancing
             batch_max=min(self._settings.worker.batch_max_events, CAPTURES_MAX if role == "translate" else sys.maxsize),
@@ -186,6 +187,10 @@ class _Worker:
                     logger().exception(Log.PROCESS_FAILED, process="worker", step=role, error=type(exc).__name__)
                     await asyncio.sleep(1)
                     raise
+
+    def _log(self) -> str:
+        """The topic that is projected: the log's live generation."""
+        return generations.current_topic(self._settings)
 
     def _add_commands(self, app: Any) -> None:
         topic = app.topic(
@@ -214,12 +219,16 @@ class _Worker:
             return web.json({"status": "ok"})
 
     async def _look_around(self) -> None:
-        """Every second: what operators want."""
+        """Every second: what operators want, and which generation of the log is live."""
         try:
             paused = await asyncio.to_thread(self._control.paused)
+            generation = await asyncio.to_thread(self._control.generation)
         except CaudalError as exc:
             logger().warning(Log.SERVER_UNREACHABLE, server="postgres", code=exc.code)
             return
+        if generation != self._generation and "project" in self._pumps:
+            self._pumps["project"].reopen()
+        self._generation = generation
         for role, pump in self._pumps.items():
             pump.pause(role in paused)
 
@@ -237,6 +246,11 @@ class _Control:
             "SELECT key FROM hub.control WHERE key = ANY(%s) AND value = 'true'", ([f"{r}.paused" for r in ROLES],)
         )
         return {key.removesuffix(".paused") for (key,) in rows.fetchall()}
+
+    def generation(self) -> int:
+        """The generation of the log that is live."""
+        row = self._execute("SELECT number FROM hub.generation", ()).fetchone()
+        return int(row[0])
 
     def set_paused(self, roles: Sequence[str], paused: bool) -> None:
         """Remember what is wanted of the roles, for all workers and for those that start later."""
@@ -278,9 +292,9 @@ def parse_command(value: bytes) -> tuple[str | None, tuple[str, ...]]:
 class _Projecting:
     """The projection's runner as a stage."""
 
-    def __init__(self, runner: Runner, topic: str) -> None:
+    def __init__(self, runner: Runner, settings: KafkaSettings) -> None:
         self._runner = runner
-        self._topic = topic
+        self._settings = settings
         self.prepare = runner.decode
         self.apply = runner.apply
         self.idle = runner.idle
@@ -289,8 +303,11 @@ class _Projecting:
     def positions(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         numbers = [number for _, number in partitions]
         stored = self._runner.positions(numbers)
+        log = generations.topic(self._settings, self._runner.generation)
+        if any(topic != log for topic, _ in partitions):
+            raise LostPartition("the log has a new generation")  # the pump asks for its topic anew
         self._runner.recover(numbers)
-        return {(self._topic, number): offset for number, offset in stored.items()}
+        return {(log, number): offset for number, offset in stored.items()}
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         self._runner.revoked([number for _, number in partitions])
@@ -306,7 +323,7 @@ def _projecting(settings: Settings, codec: Codec) -> Stage[Any]:
     from caudal.projections import Runner
 
     priorities = {name: source.priority for name, source in sources.load(settings).items()}
-    return _Projecting(Runner(settings, codec, priorities=priorities), kafka.topic(settings.kafka, kafka.CHANGES))
+    return _Projecting(Runner(settings, codec, priorities=priorities), settings.kafka)
 
 
 _STAGES: dict[str, Callable[[Settings, Codec], Stage[Any]]] = {"translate": _translating, "project": _projecting}

@@ -16,7 +16,19 @@ from typing import Any
 
 import orjson
 import psycopg
-from caudal.processors.identity import Carrier, Customer, Key, Known, Link, Member, Merge, State, Statement, resolve
+from caudal.processors.identity import (
+    Carrier,
+    Customer,
+    Key,
+    Known,
+    Link,
+    Member,
+    Merge,
+    State,
+    Statement,
+    founded,
+    resolve,
+)
 from caudal.processors.rules import Rules
 from caudal.schemas import Evidence
 
@@ -24,7 +36,8 @@ from caudal import postgres
 
 __all__ = ["Erasure", "Links", "Mention", "Resolved"]
 
-LOCK = 0x63617564616C  # any number that nobody else takes an advisory lock on: "caudal"
+LOCK = "SELECT pg_advisory_xact_lock(0x6C696E6B, hashtext(current_schema()))"
+"""One lock for each schema with identity tables; the first key keeps clear of other users of the database: "link"."""
 STALE_S = 5
 """Unpublished links older than this are re-emitted by whoever sees them: the worker that made them is gone."""
 PAGE = 5_000
@@ -72,7 +85,7 @@ class Links:
     """The identity step. Not for use from several threads at once."""
 
     def __init__(self, connection: Callable[[], Connection], rules: Rules) -> None:
-        """`connection` gives the connection to use, an autocommit one."""
+        """`connection` gives the connection to use, an autocommit one whose search path is the schema of the identity tables."""
         self._connection = connection
         self._rules = rules
 
@@ -91,7 +104,7 @@ class Links:
             changed, batches = _unpublished(db, stated.subjects)
             if erasures or stated.news(known, held):
                 with db.transaction():
-                    db.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+                    db.execute(LOCK)
                     known, held = _load_known(db, stated)
                     links = self._decide(db, stated, known, held)
                     _erase(db, erasures)
@@ -118,7 +131,7 @@ class Links:
     def published(self, batches: Sequence[int]) -> None:
         """Note that the links of these batches are on the topic; call it inside the transaction that stores the offsets."""
         if batches:
-            self._connection().execute("DELETE FROM hub.unpublished_links WHERE batch = ANY(%s)", (list(batches),))
+            self._connection().execute("DELETE FROM unpublished_links WHERE batch = ANY(%s)", (list(batches),))
 
     def subjects_of_source(self, source: str) -> Iterator[tuple[str, str, int]]:
         """Every known subject of a source with its link (subject, customer id, link seq), in order, read page by page."""
@@ -127,7 +140,7 @@ class Links:
             rows = (
                 self._connection()
                 .execute(
-                    """SELECT subject, customer_id::text, link_seq FROM hub.subjects
+                    """SELECT subject, customer_id::text, link_seq FROM subjects
                    WHERE subject > %s AND subject < %s ORDER BY subject LIMIT %s""",
                     (after, f"{source};", PAGE),  # ; follows : in ASCII
                 )
@@ -141,7 +154,7 @@ class Links:
     def subjects_of_customer(self, customer_id: str) -> list[str]:
         """Every subject of a customer, in order."""
         rows = self._connection().execute(
-            "SELECT subject FROM hub.subjects WHERE customer_id = %s::uuid ORDER BY subject", (customer_id,)
+            "SELECT subject FROM subjects WHERE customer_id = %s::uuid ORDER BY subject", (customer_id,)
         )
         return [subject for (subject,) in rows]
 
@@ -224,7 +237,7 @@ class _Stated:
 
 def _load_known(db: Connection, stated: _Stated) -> tuple[dict[str, _Row], frozenset[tuple[str, Key]]]:
     rows = db.execute(
-        f"""SELECT subject, customer_id::text, link_seq, created_at, erased_at FROM hub.subjects
+        f"""SELECT subject, customer_id::text, link_seq, created_at, erased_at FROM subjects
             WHERE subject IN (SELECT subject FROM {_table("subject")})""",
         _json([(subject,) for subject in stated.subjects]),
     )
@@ -235,7 +248,7 @@ def _load_known(db: Connection, stated: _Stated) -> tuple[dict[str, _Row], froze
     # LATERAL with LIMIT keeps it one index probe per pair, whatever the planner thinks of the array's length
     found = db.execute(
         f"""SELECT t.n FROM {_table("kind", "value", "subject")}
-            CROSS JOIN LATERAL (SELECT FROM hub.identifiers i
+            CROSS JOIN LATERAL (SELECT FROM identifiers i
                                 WHERE i.kind = t.kind AND i.value = t.value AND i.subject = t.subject LIMIT 1) i""",
         _json([(i.kind, i.value, subject) for subject, i in pairs]),
     )
@@ -264,7 +277,23 @@ def _load_state(
     carriers = _load_carriers(db, list(wanted), rules)
     customers = {row.customer_id for row in subjects.values()}
     customers.update(carrier.customer_id for found in carriers.values() for carrier in found)
-    return State(subjects=subjects, held=held, carriers=carriers, customers=_load_customers(db, list(customers), rules))
+    return State(
+        subjects=subjects,
+        held=held,
+        carriers=carriers,
+        customers=_load_customers(db, list(customers), rules),
+        taken=_load_taken(db, [founded(s.subject) for s in statements if s.subject not in subjects]),
+    )
+
+
+def _load_taken(db: Connection, ids: Sequence[str]) -> frozenset[str]:
+    if not ids:
+        return frozenset()
+    rows = db.execute(
+        f"SELECT id FROM {_table('id')} WHERE EXISTS (SELECT FROM subjects WHERE customer_id = id::uuid)",
+        _json([(customer_id,) for customer_id in ids]),
+    )
+    return frozenset(customer_id for (customer_id,) in rows)
 
 
 def _load_carriers(db: Connection, wanted: Sequence[Key], rules: Rules) -> dict[Key, list[Carrier]]:
@@ -273,7 +302,7 @@ def _load_carriers(db: Connection, wanted: Sequence[Key], rules: Rules) -> dict[
         f"""SELECT t.n, c.* FROM {_table("kind", "value", "cap")}
             CROSS JOIN LATERAL (
                 SELECT customer_id::text, count(*), min(subject) FROM (
-                    SELECT s.customer_id, s.subject FROM hub.identifiers i JOIN hub.subjects s USING (subject)
+                    SELECT s.customer_id, s.subject FROM identifiers i JOIN subjects s USING (subject)
                     WHERE i.kind = t.kind AND i.value = t.value AND i.links LIMIT t.cap::bigint + 1
                 ) x GROUP BY 1
             ) c""",
@@ -284,7 +313,7 @@ def _load_carriers(db: Connection, wanted: Sequence[Key], rules: Rules) -> dict[
         carriers[wanted[n - 1]].append(Carrier(customer_id, count, subject))
     pointed_at = [i.value for i in wanted if i.kind == "subject"]
     if pointed_at:
-        rows = db.execute("SELECT subject, customer_id::text FROM hub.subjects WHERE subject = ANY(%s)", (pointed_at,))
+        rows = db.execute("SELECT subject, customer_id::text FROM subjects WHERE subject = ANY(%s)", (pointed_at,))
         for subject, customer_id in rows:
             carriers[Key("subject", subject)].append(Carrier(customer_id, 1, subject))
     return dict(carriers)
@@ -294,13 +323,13 @@ def _load_customers(db: Connection, customers: list[str], rules: Rules) -> dict[
     if not customers:
         return {}
     created = db.execute(
-        f"""SELECT t.id, (SELECT min(created_at) FROM hub.subjects WHERE customer_id = t.id::uuid) FROM {_table("id")}""",
+        f"""SELECT t.id, (SELECT min(created_at) FROM subjects WHERE customer_id = t.id::uuid) FROM {_table("id")}""",
         _json([(customer_id,) for customer_id in customers]),
     ).fetchall()
     limited = [kind for kind in rules.kinds if rules.most(kind) is not None]
     rows = db.execute(
         f"""SELECT s.customer_id::text, i.kind, array_agg(DISTINCT i.value)
-            FROM {_table("id")} JOIN hub.subjects s ON s.customer_id = t.id::uuid JOIN hub.identifiers i USING (subject)
+            FROM {_table("id")} JOIN subjects s ON s.customer_id = t.id::uuid JOIN identifiers i USING (subject)
             WHERE i.links AND i.kind = ANY(%s) GROUP BY 1, 2""",
         (*_json([(customer_id,) for customer_id in customers]), limited),
     )
@@ -315,7 +344,7 @@ def _load_members(db: Connection, customers: Iterable[str]) -> dict[str, list[Me
         """SELECT s.subject, s.source, s.customer_id::text, s.link_seq, s.created_at,
                   coalesce(array_agg(i.kind ORDER BY i.kind, i.value) FILTER (WHERE i.links), '{}'),
                   coalesce(array_agg(i.value ORDER BY i.kind, i.value) FILTER (WHERE i.links), '{}')
-           FROM hub.subjects s LEFT JOIN hub.identifiers i USING (subject)
+           FROM subjects s LEFT JOIN identifiers i USING (subject)
            WHERE s.customer_id = ANY(%s::uuid[]) GROUP BY s.subject ORDER BY s.created_at, s.subject""",
         (list(customers),),
     )
@@ -329,7 +358,7 @@ def _load_members(db: Connection, customers: Iterable[str]) -> dict[str, list[Me
 def _write_links(db: Connection, links: Sequence[Link]) -> None:
     if links:
         db.execute(
-            f"""INSERT INTO hub.subjects (subject, customer_id, link_seq, source, created_at, linked_at, reason,
+            f"""INSERT INTO subjects (subject, customer_id, link_seq, source, created_at, linked_at, reason,
                                           previous_customer_id, evidence)
                 SELECT subject, customer_id::uuid, link_seq::bigint, source, created_at::timestamptz, linked_at::timestamptz,
                        reason, previous_customer_id::uuid, evidence::jsonb
@@ -370,7 +399,7 @@ def _write_links(db: Connection, links: Sequence[Link]) -> None:
 
 def _write_merge(db: Connection, merge: Merge) -> list[Link]:
     rows = db.execute(
-        f"""UPDATE hub.subjects SET customer_id = %s::uuid, link_seq = link_seq + 1, linked_at = %s, reason = 'merge',
+        f"""UPDATE subjects SET customer_id = %s::uuid, link_seq = link_seq + 1, linked_at = %s, reason = 'merge',
                    previous_customer_id = customer_id, evidence = %s::jsonb
             WHERE customer_id = %s::uuid RETURNING {_LINK}""",
         (merge.into, merge.linked_at, _evidence_json(merge.evidence), merge.customer_id),
@@ -381,7 +410,7 @@ def _write_merge(db: Connection, merge: Merge) -> list[Link]:
 def _write_identifiers(db: Connection, identifiers: Sequence[tuple[str, Key, bool]]) -> None:
     if identifiers:
         db.execute(
-            f"""INSERT INTO hub.identifiers (kind, value, subject, links)
+            f"""INSERT INTO identifiers (kind, value, subject, links)
                 SELECT kind, value, subject, links::boolean FROM {_table("kind", "value", "subject", "links")}
                 ON CONFLICT DO NOTHING""",
             _json([(i.kind, i.value, subject, links) for subject, i, links in identifiers]),
@@ -395,21 +424,21 @@ def _erase(db: Connection, erasures: Sequence[Erasure]) -> None:
             which = "subject > %(from)s AND subject < %(to)s"
         elif erasure.scope == "customer":
             source = ""
-            which = """subject IN (SELECT subject FROM hub.subjects WHERE customer_id =
-                       (SELECT customer_id FROM hub.subjects WHERE subject = %(subject)s))"""
+            which = """subject IN (SELECT subject FROM subjects WHERE customer_id =
+                       (SELECT customer_id FROM subjects WHERE subject = %(subject)s))"""
         else:
             source = ""
             which = "subject = %(subject)s"
         values = {"subject": erasure.subject, "from": f"{source}:", "to": f"{source};", "at": erasure.occurred_at}
         db.execute(
-            f"UPDATE hub.subjects SET erased_at = greatest(erased_at, %(at)s), evidence = '[]' WHERE {which}", values
+            f"UPDATE subjects SET erased_at = greatest(erased_at, %(at)s), evidence = '[]' WHERE {which}", values
         )
-        db.execute(f"DELETE FROM hub.identifiers WHERE {which}", values)
+        db.execute(f"DELETE FROM identifiers WHERE {which}", values)
 
 
 def _mark_unpublished(db: Connection, links: Sequence[Link]) -> int:
     row = db.execute(
-        f"""INSERT INTO hub.unpublished_links (subjects)
+        f"""INSERT INTO unpublished_links (subjects)
             SELECT array_agg(subject) FROM {_table("subject")} RETURNING batch""",
         _json([(link.subject,) for link in links]),
     ).fetchone()
@@ -422,7 +451,7 @@ def _unpublished(db: Connection, subjects: Sequence[str]) -> tuple[list[Link], l
     batches = [
         batch
         for (batch,) in db.execute(
-            f"""SELECT batch FROM hub.unpublished_links u
+            f"""SELECT batch FROM unpublished_links u
                 WHERE created_at < clock_timestamp() - make_interval(secs => %s)
                    OR EXISTS (SELECT FROM {_table("subject")} WHERE subject = ANY(u.subjects))""",
             (STALE_S, orjson.dumps(list(subjects)).decode()),
@@ -431,8 +460,8 @@ def _unpublished(db: Connection, subjects: Sequence[str]) -> tuple[list[Link], l
     if not batches:
         return [], []
     rows = db.execute(
-        f"""SELECT {_LINK} FROM hub.subjects
-            WHERE subject IN (SELECT unnest(subjects) FROM hub.unpublished_links WHERE batch = ANY(%s)) ORDER BY subject""",
+        f"""SELECT {_LINK} FROM subjects
+            WHERE subject IN (SELECT unnest(subjects) FROM unpublished_links WHERE batch = ANY(%s)) ORDER BY subject""",
         (batches,),
     )
     return [_link(row) for row in rows], batches

@@ -84,7 +84,7 @@ class Pump(Service, Generic[B]):
         settings: Settings,
         *,
         name: str,
-        topics: Sequence[str],
+        topic: Callable[[], str],
         stage: Stage[B],
         deliver: Callable[[Feed[B]], Awaitable[Any]],
         batch_max: int,
@@ -95,7 +95,7 @@ class Pump(Service, Generic[B]):
         Args:
             settings: Kafka's and the worker's are used.
             name: of the step; the group is called so, after the prefix.
-            topics: full names, or patterns that begin with `^`.
+            topic: gives the full name of what is read, or a pattern that begins with `^`; asked whenever reading begins.
             stage: what is done with the messages.
             deliver: gets each batch, on the event loop.
             batch_max: most messages of a batch.
@@ -104,7 +104,7 @@ class Pump(Service, Generic[B]):
         super().__init__()
         self.name = name
         self._settings = settings
-        self._topics = list(topics)
+        self._topic = topic
         self._stage = stage
         self._deliver = deliver
         self._batch_max = batch_max
@@ -116,6 +116,7 @@ class Pump(Service, Generic[B]):
         self._applied = 0
         self._attached = False
         self._restart = False
+        self._reopen = False
         self._paused = False
         self._at_work = False
         self._stopping = False
@@ -147,6 +148,11 @@ class Pump(Service, Generic[B]):
         if paused != self._paused:
             self._paused = paused
             self._notify()
+
+    def reopen(self) -> None:
+        """Ask again which topic is to be read; what is under way is dropped."""
+        self._reopen = True
+        self._notify()
 
     def run(self, feed: Feed[B]) -> None:
         """Apply a batch, again and again while the error is one that passes. A stale batch is dropped.
@@ -210,6 +216,8 @@ class Pump(Service, Generic[B]):
 
     def _read(self) -> None:
         """Read with one consumer until stopped."""
+        self._reopen = False
+        topic = self._topic()
         session_ms = self._settings.worker.session_timeout_ms
         consumer = kafka.consumer(
             self._settings.kafka,
@@ -225,8 +233,8 @@ class Pump(Service, Generic[B]):
             },
         )
         try:
-            consumer.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke)
-            while not self._stopping:
+            consumer.subscribe([topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
+            while not self._stopping and not self._reopen:
                 if self._unrecoverable is not None:
                     raise kafka.translate_error(KafkaException(self._unrecoverable))
                 self._measure_lag(consumer)
@@ -280,7 +288,9 @@ class Pump(Service, Generic[B]):
 
     def _hold(self, consumer: Consumer) -> None:
         """Read nothing while paused or stuck, but stay in the group. Reading begins again at what is stored."""
-        while not self._stopping and not self._restart and (self._paused or self._delivered - self._applied >= DEPTH):
+        while not (self._stopping or self._restart or self._reopen) and (
+            self._paused or self._delivered - self._applied >= DEPTH
+        ):
             consumer.pause(consumer.assignment())
             consumer.poll(IDLE_S)  # what slips through here is read again
             if self._unrecoverable is not None:

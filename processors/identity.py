@@ -28,6 +28,7 @@ __all__ = [
     "Merge",
     "State",
     "Statement",
+    "founded",
     "resolve",
 ]
 
@@ -100,6 +101,8 @@ class State:
         carriers: who has the identifiers that are new to their subject; for kind `subject` also the subject itself.
         customers: every customer named above.
         members: customers that must be taken subject by subject (see `Decisions.expand`).
+        taken: ids that the new subjects would begin customers with, and that others have (a replay from captures keeps ids by giving
+            them to whom they were known for).
     """
 
     subjects: Mapping[str, Known] = field(default_factory=dict)
@@ -107,6 +110,7 @@ class State:
     carriers: Mapping[Key, Sequence[Carrier]] = field(default_factory=dict)
     customers: Mapping[str, Customer] = field(default_factory=dict)
     members: Mapping[str, Sequence[Member]] = field(default_factory=dict)
+    taken: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +351,7 @@ class _Graph:
         self, nodes: Sequence[_Node], heirs: Mapping[str, _Node], at: datetime, decisions: Decisions
     ) -> None:
         if len(nodes) == 1 and nodes[0].customer_id is None:
-            decisions.links.append(_first(nodes[0], founded(nodes[0].name), "new"))
+            decisions.links.append(_first(nodes[0], self._new_id(nodes[0].name), "new"))
             return
         standing = [
             node for node in nodes if node.whole or (node.member and heirs[node.member.known.customer_id] is node)
@@ -359,7 +363,7 @@ class _Graph:
         else:
             founder = min(nodes, key=lambda node: node.age)
             winner = (
-                founded(founder.name)
+                self._new_id(founder.name)
                 if founder.member is None
                 # the founder's own id may be in use by those it leaves behind
                 else founded(f"{founder.name}\n{founder.member.known.link_seq + 1}")
@@ -390,6 +394,10 @@ class _Graph:
                 decisions.links.append(_first(node, winner, "new"))
             else:
                 decisions.links.append(_first(node, winner, "identifier", evidence))
+
+    def _new_id(self, subject: str) -> str:
+        customer_id = founded(subject)
+        return customer_id if customer_id not in self.state.taken else founded(f"{subject}\n1")
 
     def _created_at(self, node: _Node) -> datetime:
         assert node.customer_id is not None

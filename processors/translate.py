@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import chain
+from typing import Any
 
 import psycopg
 from caudal.connectors import Delivery
 from caudal.connectors import get as connector_named
 from caudal.processors import rules as identity_rules
 from caudal.processors._links import Connection, Erasure, Links, Mention, Resolved
+from caudal.processors._reader import CARRIED
 from caudal.processors.identity import Key, Link
 from caudal.processors.rules import Rules
-from caudal.schemas import CustomerErased, Event, SubjectDeleted, SubjectLinked
+from caudal.schemas import EVENT_TYPES, CustomerErased, Event, SubjectDeleted, SubjectLinked
 from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import dead_letter
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from psycopg.types.json import Jsonb
 
-from caudal import kafka, postgres
+from caudal import generations, kafka, postgres
 from caudal.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
@@ -53,6 +56,10 @@ CLOCK_SKEW = timedelta(days=1)
 one from a clock that runs years ahead would win for years."""
 EVENT_MAX_BYTES = 1_000_000
 """Kafka's own limit for a message, less some room; the broker would refuse the whole batch."""
+
+BATCH_LOCK = "0x62617463, hashtext(current_schema())"
+"""Keys of the advisory lock that a batch holds, shared, from before it decides anything until its offsets are stored; who takes it
+alone knows that no batch is under way, and holds up the next. The first one keeps clear of other users of the database: "batc"."""
 
 Partition = tuple[str, int]
 
@@ -80,15 +87,38 @@ class Batch:
         return len(self.captures)
 
 
+PutAside = Callable[[Connection, Sequence[Capture]], None]
+
+
 class Translator:
     """Turns captures into changes. `prepare` may run beside anything else; the other methods one at a time."""
 
-    def __init__(self, settings: Settings, codec: Codec, *, rules: Rules | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        codec: Codec,
+        *,
+        rules: Rules | None = None,
+        schema: str = "hub",
+        put_aside: PutAside | None = None,
+    ) -> None:
+        """A translator into the generation of the log that `schema` belongs to.
+
+        Args:
+            settings: resolved settings (servers known).
+            codec: how records are encoded and decoded.
+            rules: of identity; those that `settings` name unless given.
+            schema: where the identity tables and the offsets are.
+            put_aside: takes what can't be used instead of the topic of dead letters, in the transaction that stores the offsets.
+        """
         self._settings = settings
         self._codec = codec
         self._rules = rules or identity_rules.load(settings)
+        self._schema = schema
+        self._put_aside = put_aside
         self._links = Links(self._connection, self._rules)
-        self._changes = kafka.topic(settings.kafka, kafka.CHANGES)
+        self._generation: int | None = None
+        self._changes = ""
         self._dead_letters = kafka.topic(settings.kafka, kafka.DEAD_LETTERS)
         self._db: Connection | None = None
         self._producer: Producer | None = None
@@ -104,14 +134,14 @@ class Translator:
             DatabaseUnavailable: try again.
         """
         topics, numbers = [topic for topic, _ in partitions], [number for _, number in partitions]
-        with postgres.translated():
+        with self._batch():  # offsets and generation are of one moment
             rows = self._connection().execute(
                 """SELECT p.topic, p.partition, o.next_offset, t.changes
                    FROM unnest(%s::text[], %s::int[]) p (topic, partition)
-                   LEFT JOIN hub.offsets o USING (topic, partition) LEFT JOIN hub.translated t USING (topic, partition)""",
+                   LEFT JOIN offsets o USING (topic, partition) LEFT JOIN translated t USING (topic, partition)""",
                 (topics, numbers),
             )
-            self._positions = {}
+            self._positions, self._made = {}, {}
             for topic, number, next_offset, changes in rows:
                 self._positions[topic, number] = next_offset
                 self._raise_made((int(partition), offset) for partition, offset in (changes or {}).items())
@@ -140,7 +170,8 @@ class Translator:
         if not captures:
             return
         try:
-            events, changed = self._apply(captures)
+            with self._batch(expected=self._generation):
+                events, changed = self._apply(captures)
         except (DatabaseUnavailable, BrokerUnavailable):
             self._drop_clients()
             raise
@@ -157,14 +188,21 @@ class Translator:
         Raises:
             Retryable: try again.
         """
-        if time.monotonic() - self._swept < SWEEP_S:
-            return
-        self._swept = time.monotonic()
+        if time.monotonic() - self._swept >= SWEEP_S:
+            self._swept = time.monotonic()
+            self.publish_left()
+
+    def publish_left(self) -> None:
+        """Produce links that are committed, not known to be produced, and under way with nobody.
+
+        Raises:
+            Retryable: try again.
+        """
         try:
-            left = self._links.unpublished()
-            if left.batches:
-                self._produce([self._encoded(_link_event(link)) for link in left.changed], [])
-                with postgres.translated():
+            with self._batch():
+                left = self._links.unpublished()
+                if left.batches:
+                    self._produce([self._encoded(_link_event(link)) for link in left.changed], [])
                     self._links.published(left.batches)
         except (DatabaseUnavailable, BrokerUnavailable):
             self._drop_clients()
@@ -173,6 +211,31 @@ class Translator:
     def close(self) -> None:
         """Let go of the servers."""
         self._drop_clients()
+
+    @contextmanager
+    def _batch(self, expected: int | None = None) -> Iterator[None]:
+        """Hold `BATCH_LOCK` and take note of the generation.
+
+        Raises:
+            LostPartition: it is another than expected, so the positions are of another log too.
+        """
+        if self._db is not None and self._db.closed:
+            self._db = None
+        with postgres.translated():
+            db = self._connection()
+            with db.pipeline():
+                db.execute(f"SELECT pg_advisory_lock_shared({BATCH_LOCK})")
+                row = db.execute("SELECT number FROM generation").fetchone()
+            assert row is not None
+            try:
+                if expected not in {None, row[0]}:
+                    raise LostPartition("captures go to a new generation of the log")
+                self._generation = row[0]
+                self._changes = generations.topic(self._settings.kafka, row[0])
+                yield
+            finally:
+                if not db.closed:
+                    db.execute(f"SELECT pg_advisory_unlock_shared({BATCH_LOCK})")
 
     def _understand(self, message: Message) -> Capture:
         topic, partition, offset = message.topic(), message.partition(), message.offset()
@@ -185,6 +248,10 @@ class Translator:
             if value is None:
                 raise UndecodableRecord("a capture without a value")
             record, row = self._codec.decode(value)
+            if record in CARRIED and self._is_log(topic):
+                capture.source, capture.kind = row["source"], record
+                capture.events = [_carried(record, row)]
+                return capture
             if record != "Capture":
                 raise UndecodableRecord(f"a {record} where a Capture is expected")
             capture.source, capture.kind = row["source"], row["kind"]
@@ -211,6 +278,9 @@ class Translator:
             capture.poison = exc
         return capture
 
+    def _is_log(self, topic: str) -> bool:
+        return generations.number_of(topic.removeprefix(self._settings.kafka.topic_prefix)) is not None
+
     def _apply(self, captures: list[Capture]) -> tuple[int, int]:
         resolved = self._resolve(captures)
         ready: list[_Outgoing] = []
@@ -228,7 +298,8 @@ class Translator:
                 capture.poison, capture.events = exc, []
         links = (self._encoded(_link_event(link)) for link in resolved.changed)
         expanded = chain.from_iterable(map(self._of_each_subject, whole_sources))
-        self._produce(chain(links, ready, expanded), [c for c in captures if c.poison is not None])
+        poisoned = [c for c in captures if c.poison is not None]
+        self._produce(chain(links, ready, expanded), poisoned if self._put_aside is None else [])
         self._store(captures, resolved.batches)
         self._note(captures)
         return len(ready), len(resolved.changed)
@@ -322,10 +393,10 @@ class Translator:
                 moved = db.execute(
                     """WITH n AS (SELECT * FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[])
                                   n (topic, partition, expected, next_offset)),
-                            moved AS (UPDATE hub.offsets o SET next_offset = n.next_offset FROM n
+                            moved AS (UPDATE offsets o SET next_offset = n.next_offset FROM n
                                       WHERE o.topic = n.topic AND o.partition = n.partition AND o.next_offset = n.expected
                                       RETURNING 1),
-                            first AS (INSERT INTO hub.offsets (topic, partition, next_offset)
+                            first AS (INSERT INTO offsets (topic, partition, next_offset)
                                       SELECT topic, partition, next_offset FROM n WHERE expected IS NULL
                                       ON CONFLICT DO NOTHING RETURNING 1)
                        SELECT (SELECT count(*) FROM moved) + (SELECT count(*) FROM first)""",
@@ -334,20 +405,22 @@ class Translator:
                 if moved != (len(rows),):
                     raise LostPartition("another worker has translated a partition of this batch")
                 db.execute(
-                    """INSERT INTO hub.translated (topic, partition, next_offset, changes)
+                    """INSERT INTO translated (topic, partition, next_offset, changes)
                        SELECT t, p, n, %s FROM unnest(%s::text[], %s::int[], %s::bigint[]) u (t, p, n)
                        ON CONFLICT (topic, partition) DO UPDATE
                        SET next_offset = EXCLUDED.next_offset, changes = EXCLUDED.changes""",
                     (Jsonb({str(partition): end for partition, end in self._made.items()}), *columns[:2], columns[3]),
                 )
                 self._links.published(batches)
+                if self._put_aside is not None:
+                    self._put_aside(db, [c for c in captures if c.poison is not None])
         self._positions.update(ends)
 
     def _note(self, captures: Sequence[Capture]) -> None:
         for capture in captures:
             if capture.events:
                 TRANSLATED.labels(capture.source).inc(len(capture.events))
-            if capture.poison is not None:
+            if capture.poison is not None and self._put_aside is None:
                 DEAD_LETTERS.labels("translate", capture.poison.code).inc()
                 logger().warning(
                     Log.CAPTURE_DEAD_LETTERED,
@@ -364,7 +437,7 @@ class Translator:
 
     def _connection(self) -> Connection:
         if self._db is None:
-            self._db = postgres.connect(self._settings.postgres, role="translate")
+            self._db = postgres.connect(self._settings.postgres, role="translate", schema=self._schema)
         return self._db
 
     def _drop_clients(self) -> None:
@@ -424,6 +497,12 @@ def attempts(message: Message) -> int:
     """How often the input of a redriven message has been tried before."""
     stated = dict(message.headers() or ()).get("attempts")
     return int(stated) if stated and stated.isdigit() else 0
+
+
+def _carried(record: str, row: dict[str, Any]) -> Event:
+    """An event of another generation of the log, which is about whoever its subject is linked to in this one."""
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    return EVENT_TYPES[record](**{**fields, "identifiers": ()})
 
 
 def _link_event(link: Link) -> SubjectLinked:

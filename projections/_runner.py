@@ -29,7 +29,7 @@ from psycopg import sql
 from psycopg.errors import FeatureNotSupported, UndefinedColumn, UndefinedTable
 from psycopg.types.json import Jsonb, set_json_loads
 
-from caudal import kafka, postgres, telemetry
+from caudal import generations, kafka, postgres, telemetry
 from caudal.errors import LostPartition, Poison, UnusableEvent
 from caudal.settings import Settings
 from caudal.telemetry import Log, logger
@@ -107,9 +107,7 @@ class Runner:
         self._stripe_locks = _STRIPE_LOCKS if schema == LIVE else crc32(schema.encode()) >> 1
         self._settings = settings
         self._codec = codec
-        self._topic = kafka.topic(settings.kafka, kafka.CHANGES)
         self._priority = _sql.priority_sql(priorities or {})
-        self._partitions = _partition_count(settings, self._topic)
         timeout_ms = max(1000, settings.worker.session_timeout_ms - 1000)
         self._publisher = Publisher(settings.kafka, codec, timeout_ms=timeout_ms) if feed else None
         self._mine: set[int] = set()
@@ -120,17 +118,20 @@ class Runner:
         self._log = logger()
         with postgres.translated():
             self._oid = ensure_live(self._connection(), schema)
+            self.generation = generations.current(self._connection())
+        self._partitions = _partition_count(settings, generations.topic(settings.kafka, self.generation))
 
     # ---- what a worker calls
 
     def positions(self, partitions: Sequence[int]) -> dict[int, int]:
-        """The next offset of each partition; 0 where nothing was projected yet."""
+        """The next offset of each partition; 0 where nothing was projected yet. They count in the log that is `generation` now."""
         with postgres.translated():
             found = self._connection().execute(
-                f"SELECT partition, next_offset FROM {self._schema}.offsets WHERE partition = ANY(%s)",
+                f"""SELECT (SELECT number FROM hub.generation), partition, next_offset
+                    FROM unnest(%s::int[]) partition LEFT JOIN {self._schema}.offsets USING (partition)""",
                 (list(partitions),),
             )
-            known = dict(found.fetchall())
+            known = {partition: offset for self.generation, partition, offset in found if offset is not None}
         self._mine |= set(partitions)
         return {p: known.get(p, 0) for p in partitions}
 
@@ -420,10 +421,14 @@ class Runner:
 
         Raises:
             Fatal: it is, and of another definition.
+            LostPartition: it is, and of another generation of the log: `positions` tells where to read that one.
         """
         with postgres.translated():
             found = ensure_live(self._connection(), self._schema)
+            generation = generations.current(self._connection())
         swapped, self._oid = found != self._oid, found
+        if self._schema == LIVE and generation != self.generation:
+            raise LostPartition("the views are of a new generation of the log")
         return swapped
 
     def _bury(self, bad: Sequence[tuple[Message, Poison]]) -> None:

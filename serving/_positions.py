@@ -10,7 +10,7 @@ from caudal.schemas import position
 from caudal.serving._problems import Problem
 from psycopg_pool import AsyncConnectionPool
 
-from caudal import kafka
+from caudal import generations, kafka
 from caudal.postgres import translated
 from caudal.settings import KafkaSettings
 
@@ -20,9 +20,10 @@ STREAMED = (kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS)
 """Change topics. A row is committed before it is published, so every read reflects a position on them already."""
 
 _READ = """
-    SELECT %(changes)s::text AS topic, partition, next_offset, NULL::jsonb AS changes FROM live.offsets
-    UNION ALL
-    SELECT topic, partition, next_offset, changes FROM hub.translated
+    SELECT 'generation' AS what, NULL AS topic, number AS partition, NULL::bigint AS next_offset, NULL::jsonb AS changes
+    FROM hub.generation
+    UNION ALL SELECT 'projected', NULL, partition, next_offset, NULL FROM live.offsets
+    UNION ALL SELECT 'translated', topic, partition, next_offset, changes FROM hub.translated
 """
 
 
@@ -44,32 +45,39 @@ class _Reached:
 
     projected: dict[int, int] = field(default_factory=dict)
     translated: dict[tuple[str, int], tuple[int, dict[int, int]]] = field(default_factory=dict)
+    generation: int = 1
 
 
 class _Goal:
-    """What a read waits for. A capture counts as reflected once the changes made of it are."""
+    """What a read waits for. A capture counts as reflected once the changes made of it are.
+
+    Positions in a generation of the log that isn't live are reached: one becomes live only with all captures that the one before it
+    had translated.
+    """
 
     def __init__(self, vector: position.Position) -> None:
-        self.changes = dict(vector.get(kafka.CHANGES, {}))
+        self.changes = {number: dict(vector[topic]) for topic in vector if (number := generations.number_of(topic))}
         self.captures = {
             (topic, partition): offset
             for topic, partitions in vector.items()
             if topic.startswith("capture.")
             for partition, offset in partitions.items()
         }
-        unknown = [t for t in vector if t not in {kafka.CHANGES, *STREAMED} and not t.startswith("capture.")]
+        known = {*map(generations.name, self.changes), *STREAMED}
+        unknown = [topic for topic in vector if topic not in known and not topic.startswith("capture.")]
         if unknown:
             raise Problem(422, "invalid_token_vector", "the token names topics that no read reflects")
 
     def met(self, reached: _Reached) -> bool:
+        wanted = self.changes.setdefault(reached.generation, {})
         for capture, offset in list(self.captures.items()):
             next_offset, changes = reached.translated.get(capture, (0, {}))
             if next_offset >= offset:
                 # fixed at the first sight: the vector grows with every later capture, and chasing it might never end
                 for partition, change in changes.items():
-                    self.changes[partition] = max(change, self.changes.get(partition, 0))
+                    wanted[partition] = max(change, wanted.get(partition, 0))
                 del self.captures[capture]
-        return not self.captures and all(reached.projected.get(p, 0) >= o for p, o in self.changes.items())
+        return not self.captures and all(reached.projected.get(p, 0) >= o for p, o in wanted.items())
 
 
 class Positions:
@@ -78,7 +86,6 @@ class Positions:
     def __init__(self, pool: AsyncConnectionPool[Any], settings: KafkaSettings, wait_s: float) -> None:
         self._pool = pool
         self._prefix = settings.topic_prefix
-        self._changes = kafka.topic(settings, kafka.CHANGES)
         self._wait_s = wait_s
         self._reading: asyncio.Task[_Reached] | None = None
 
@@ -97,7 +104,7 @@ class Positions:
             if goal.met(reached):
                 return
             if asyncio.get_running_loop().time() + pause_s > deadline:
-                token = position.encode({kafka.CHANGES: reached.projected})
+                token = position.encode({generations.name(reached.generation): reached.projected})
                 raise Problem(
                     409,
                     "token_not_reached",
@@ -123,9 +130,11 @@ class Positions:
         reached = _Reached()
         with translated():
             async with self._pool.connection(timeout=2) as conn:
-                rows = await (await conn.execute(_READ, {"changes": self._changes})).fetchall()
-        for topic, partition, next_offset, changes in rows:
-            if topic == self._changes:
+                rows = await (await conn.execute(_READ)).fetchall()
+        for what, topic, partition, next_offset, changes in rows:
+            if what == "generation":
+                reached.generation = partition
+            elif what == "projected":
                 reached.projected[partition] = next_offset
             else:
                 made = {int(p): int(o) for p, o in (changes or {}).items()}

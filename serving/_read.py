@@ -16,7 +16,7 @@ from caudal.projections.profiles import FIELDS
 from caudal.schemas import position
 from psycopg_pool import AsyncConnectionPool
 
-from caudal import kafka
+from caudal import generations
 from caudal.postgres import translated
 
 __all__ = ["KINDS", "Answer", "Cursor", "Customers", "Missing", "Timeline"]
@@ -27,7 +27,10 @@ LOOKUP_LIMIT = 50
 # The customer is a column here, so that one text serves a read by id and a lookup that finds several.
 _PROVENANCE = PROVENANCE.replace("%(customer_id)s", "ids.customer_id")
 
-_OFFSETS = "(SELECT jsonb_object_agg(partition, next_offset) FROM live.offsets)"
+_POSITION = """
+    (SELECT jsonb_build_object('generation', (SELECT number FROM hub.generation),
+                               'offsets', jsonb_object_agg(partition, next_offset)) FROM live.offsets)
+"""
 
 _ATTRIBUTES = """
     SELECT DISTINCT ON (a.name) a.name, s.source, s.subject, a.occurred_at AS since
@@ -39,7 +42,7 @@ _ATTRIBUTES = """
 
 _CUSTOMERS = """
     WITH ids AS ({ids})
-    SELECT ids.customer_id, {offsets},
+    SELECT ids.customer_id, {position},
         (SELECT to_jsonb(p) FROM live.profiles p WHERE p.customer_id = ids.customer_id),
         (SELECT jsonb_object_agg(v.field, to_jsonb(v) - 'field') FROM ({provenance}) v),
         (SELECT jsonb_object_agg(v.name, to_jsonb(v) - 'name') FROM ({attributes}) v),
@@ -69,7 +72,7 @@ _BY_IDENTIFIER = f"""
 """
 
 _WENT_TO = f"""
-    SELECT {_OFFSETS}, array_agg(DISTINCT s.customer_id)
+    SELECT {_POSITION}, array_agg(DISTINCT s.customer_id)
     FROM hub.former_customers f JOIN hub.subjects s USING (subject)
     WHERE f.customer_id = %(customer_id)s AND s.customer_id <> f.customer_id
 """
@@ -133,7 +136,7 @@ def _timeline(kinds: Collection[str]) -> str:
     branches = " UNION ALL ".join(_branch(kind) for kind in KINDS if kind in kinds)
     return f"""
         WITH links AS MATERIALIZED ({_LINKS} WHERE customer_id = %(customer_id)s), items AS ({branches})
-        SELECT {_OFFSETS}, (SELECT count(*) FROM links), (SELECT bool_and(erased_at IS NOT NULL) FROM links)
+        SELECT {_POSITION}, (SELECT count(*) FROM links), (SELECT bool_and(erased_at IS NOT NULL) FROM links)
                    AND NOT EXISTS (SELECT FROM live.profiles WHERE customer_id = %(customer_id)s),
                (SELECT jsonb_agg(to_jsonb(i) ORDER BY i.at DESC, i.id DESC)
                 FROM (SELECT * FROM items ORDER BY at DESC, id DESC LIMIT %(limit)s) i)"""
@@ -197,7 +200,7 @@ class Customers:
         self._pool = pool
         names = {"schema": "live", "priority": priority, "fence": ""}  # one customer: no plan needs a fence
         parts = {
-            "offsets": _OFFSETS,
+            "position": _POSITION,
             "provenance": _PROVENANCE.format(**names),
             "attributes": _ATTRIBUTES.format(**names),
         }
@@ -250,15 +253,15 @@ class Timeline:
             async with self._pool.connection(timeout=2) as conn:
                 row = await (await conn.execute(_timeline(kinds), parameters)).fetchone()
         assert row is not None
-        offsets, subjects, erased, found = row
+        at, subjects, erased, found = row
         if not subjects:
             return await went_to(self._pool, customer_id)
         if erased:
-            return Missing(_token(offsets), erased=True)
+            return Missing(_token(at), erased=True)
         items = [_item(i) for i in (found or [])[:limit]]
         more = len(found or []) > limit
         following = Cursor(datetime.fromisoformat(items[-1]["at"]), items[-1]["id"]).encode() if more else None
-        return Answer(_token(offsets), {"items": items, "next": following})
+        return Answer(_token(at), {"items": items, "next": following})
 
 
 async def went_to(pool: AsyncConnectionPool[Any], customer_id: uuid.UUID) -> Missing:
@@ -270,8 +273,9 @@ async def went_to(pool: AsyncConnectionPool[Any], customer_id: uuid.UUID) -> Mis
     return Missing(_token(row[0]), went_to=tuple(row[1] or ()))
 
 
-def _token(offsets: Mapping[str, int] | None) -> str:
-    return position.encode({kafka.CHANGES: {int(p): o for p, o in (offsets or {}).items()}})
+def _token(found: Mapping[str, Any]) -> str:
+    offsets = {int(partition): offset for partition, offset in (found["offsets"] or {}).items()}
+    return position.encode({generations.name(found["generation"]): offsets})
 
 
 def _listed(rows: list[tuple[Any, ...]]) -> Answer:
@@ -281,8 +285,8 @@ def _listed(rows: list[tuple[Any, ...]]) -> Answer:
 
 def _customer(row: tuple[Any, ...]) -> Answer:
     """The row of `_CUSTOMERS` as the API shows it; no data when nothing is known under the id."""
-    customer_id, offsets, profile, provenance, attributes, metrics, segments, consents, subjects, identifiers = row
-    token = _token(offsets)
+    customer_id, at, profile, provenance, attributes, metrics, segments, consents, subjects, identifiers = row
+    token = _token(at)
     if not subjects:
         return Answer(token, None)
     fields: dict[str, Any] | None = None

@@ -26,6 +26,7 @@ _NEEDED = [
     "live.segment_members",
     "live.links",
     "live.offsets",
+    "hub.generation",
     "hub.translated",
     "hub.tokens",
 ]

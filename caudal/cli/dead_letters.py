@@ -101,7 +101,7 @@ def redrive(
     if as_json:
         emit(asdict(done))
     else:
-        note(f"put back: {done.redriven}; left, since they had been put back before: {done.skipped}")
+        note(f"put back: {done.redriven}; left, put back before or of a former log: {done.skipped}")
 
 
 def _open() -> DeadLetters:

@@ -20,7 +20,7 @@ from captures import (
     with_people,
 )
 from caudal.processors import rules
-from caudal.processors._links import Erasure, Links, Mention
+from caudal.processors._links import LOCK, Erasure, Links, Mention
 from caudal.processors.identity import Key
 
 from caudal import postgres
@@ -45,7 +45,7 @@ ONE_CUSTOMER = {frozenset({"shop:customer:1", "crm:contact:2", "desk:user:3"})}
 
 @pytest.fixture
 def links(settings: Settings):
-    with postgres.connect(settings.postgres, role="tests") as db:
+    with postgres.connect(settings.postgres, role="tests", schema="hub") as db:
         yield Links(lambda: db, rules.load(settings))
 
 
@@ -179,9 +179,9 @@ def test_a_batch_of_known_things_takes_no_lock(settings, links):
     batch = [says("shop:customer:1", ("email", "a@x.com")), says("crm:contact:2", ("email", "a@x.com"))]
     first = links.resolve(batch)
     links.published(first.batches)
-    with postgres.connect(settings.postgres, role="tests") as db, db.transaction():
-        db.execute("SELECT pg_advisory_xact_lock(%s)", (0x63617564616C,))
-        with postgres.connect(settings.postgres, role="tests", connect_timeout=5) as other:
+    with postgres.connect(settings.postgres, role="tests", schema="hub") as db, db.transaction():
+        db.execute(LOCK)
+        with postgres.connect(settings.postgres, role="tests", schema="hub", connect_timeout=5) as other:
             other.execute("SET lock_timeout = '2s'")
             again = Links(lambda: other, rules.load(settings)).resolve(batch)
     assert again.links == first.links

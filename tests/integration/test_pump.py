@@ -71,7 +71,7 @@ async def pumping(
     pump = Pump[Any](
         settings,
         name="test",
-        topics=[kafka.topic(settings.kafka, kafka.CHANGES)],
+        topic=lambda: kafka.topic(settings.kafka, kafka.CHANGES),
         stage=step,
         deliver=deliver,
         batch_max=7,

@@ -256,6 +256,14 @@ def test_a_capture_is_reflected_once_the_changes_made_of_it_are():
     assert goal.met(_Reached({0: 60, 2: 1}, {("capture.shop", 1): (11, {0: 70, 2: 1})}))
 
 
+def test_what_was_reached_in_another_generation_of_the_log_is_reached_in_the_live_one():
+    goal = _Goal({kafka.CHANGES: {0: 5}, f"{kafka.CHANGES}.2": {0: 2}})
+    assert not goal.met(_Reached({0: 4}))
+    assert not goal.met(_Reached({0: 1}, generation=2))
+    assert goal.met(_Reached({0: 2}, generation=2)), "whatever stood at 5 in the first"
+    assert goal.met(_Reached({}, generation=3))
+
+
 def test_a_position_of_the_stream_is_reflected_by_every_read():
     assert _Goal({kafka.PROFILES: {0: 1000}}).met(_Reached())
 

@@ -222,6 +222,13 @@ def test_a_new_subject_founds_a_customer_with_an_id_of_its_own_name():
     assert link.evidence == ()
 
 
+def test_a_new_subject_takes_no_id_that_others_have():
+    taken = State(taken=frozenset({founded("shop:customer:1")}))
+    (link,) = resolve(taken, [says("shop:customer:1")], rules()).links
+    assert link.customer_id != founded("shop:customer:1")
+    assert resolve(taken, [says("shop:customer:1")], rules()).links == [link], "and always the same other one"
+
+
 def test_a_subject_that_shares_an_identifier_joins_and_the_link_says_by_what():
     store = Store(rules())
     store.take(says("shop:customer:1", "email=a@x.com"))
