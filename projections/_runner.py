@@ -34,13 +34,13 @@ from caudal.errors import LostPartition, Poison, UnusableEvent
 from caudal.settings import Settings
 from caudal.telemetry import Log, logger
 
-__all__ = ["Runner"]
+__all__ = ["STRIPE_LOCKS", "Runner", "statements"]
 
 _VIEWS = {view.name: view for view in VIEWS}
 LOOK_EVERY_S = 0.25
 """How long what another worker left in the outbox may wait."""
 _OURS = -1
-_STRIPE_LOCKS = 0x6361_7564
+STRIPE_LOCKS = 0x6361_7564
 """First key of the advisory locks, to keep clear of other users of the database; each schema but the live one has its own."""
 _RESHAPED = (UndefinedTable, UndefinedColumn, FeatureNotSupported)
 """What a statement on a schema of another definition ends with; the last one: "cached plan must not change result type"."""
@@ -104,7 +104,7 @@ class Runner:
         self.unusable = 0
         self._schema = schema
         self._feed = feed
-        self._stripe_locks = _STRIPE_LOCKS if schema == LIVE else crc32(schema.encode()) >> 1
+        self._stripe_locks = STRIPE_LOCKS if schema == LIVE else crc32(schema.encode()) >> 1
         self._settings = settings
         self._codec = codec
         self._priority = _sql.priority_sql(priorities or {})
@@ -114,10 +114,10 @@ class Runner:
         self._looked = 0.0
         self._untidy = 1.0  # what an earlier worker left is put in order at once
         self._conn: psycopg.Connection[Any] | None = None
-        self._statements = _statements(schema, self._priority)
+        self._statements = statements(schema, self._priority)
         self._log = logger()
         with postgres.translated():
-            self._oid = ensure_live(self._connection(), schema)
+            self._oid = self._ensure()
             self.generation = generations.current(self._connection())
         self._partitions = _partition_count(settings, generations.topic(settings.kafka, self.generation))
 
@@ -424,7 +424,7 @@ class Runner:
             LostPartition: it is, and of another generation of the log: `positions` tells where to read that one.
         """
         with postgres.translated():
-            found = ensure_live(self._connection(), self._schema)
+            found = self._ensure()
             generation = generations.current(self._connection())
         swapped, self._oid = found != self._oid, found
         if self._schema == LIVE and generation != self.generation:
@@ -514,6 +514,10 @@ class Runner:
 
     # ---- the connection
 
+    def _ensure(self) -> int:
+        """Make the schema if there is none; its oid (see `ensure_live`)."""
+        return ensure_live(self._connection(), self._schema)
+
     def _connection(self) -> psycopg.Connection[Any]:
         """The connection, made anew after a loss. Plans are kept generic and joins by index: a batch is small beside the tables, and
         a plan that flips to scanning them would make the time of a batch grow with the history.
@@ -530,7 +534,7 @@ class Runner:
         return self._conn
 
 
-def _statements(schema: str, priority: str) -> dict[str, Any]:
+def statements(schema: str, priority: str) -> dict[str, Any]:
     """Every statement of a batch, made once: the same text each time lets PostgreSQL keep its plan."""
     made: dict[str, Any] = {
         "links": _sql.LINKS_UPSERT.format(schema=schema),
