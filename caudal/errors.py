@@ -17,10 +17,14 @@ __all__ = [
     "Fatal",
     "IncompatibleSchema",
     "InvalidPayload",
+    "LogTruncated",
     "LostPartition",
     "MissingField",
     "Poison",
     "RegistryUnavailable",
+    "ReplayCancelled",
+    "ReplayRefused",
+    "ReplayRunning",
     "Retryable",
     "UndecodableRecord",
     "UninstalledConnector",
@@ -75,6 +79,24 @@ class UnknownConnector(Fatal):
     code = "unknown_connector"
 
 
+class LogTruncated(Fatal):
+    """The log no longer holds its first events."""
+
+    code = "log_truncated"
+
+
+class ReplayRefused(Fatal):
+    """What was asked of a replay can't be done as things stand, or would change more than was allowed."""
+
+    code = "replay_refused"
+
+
+class ReplayCancelled(Fatal):
+    """Someone cancelled the replay; what it had built is gone."""
+
+    code = "replay_cancelled"
+
+
 class Retryable(CaudalError):
     """Back off and try the same work again."""
 
@@ -97,6 +119,12 @@ class LostPartition(Retryable):
     """Another worker owns the partition now; drop the batch and take what is assigned."""
 
     code = "lost_partition"
+
+
+class ReplayRunning(Retryable):
+    """Another replay runs; one at a time."""
+
+    code = "replay_running"
 
 
 class Poison(CaudalError):

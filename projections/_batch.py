@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from zlib import crc32
 
@@ -21,7 +22,7 @@ from caudal.schemas.dead_letters import Message
 
 from caudal.errors import UndecodableRecord, UnusableEvent
 
-__all__ = ["ALL", "LINKED", "Batch", "Message", "bit", "prepare", "stripe"]
+__all__ = ["ALL", "LINKED", "Batch", "Message", "Tables", "bit", "decoded", "encoded", "masks", "prepare", "stripe"]
 
 LINKED = 1 << len(FACTS)
 """Bit of `facts` in the staging tables that says that a customer's links were stated."""
@@ -75,7 +76,24 @@ class Batch:
 
 def prepare(codec: Codec, messages: Sequence[Message]) -> Batch:
     """Decode and reshape; never raises for a bad message (see `Batch.bad`)."""
-    batch = Batch(messages)
+    batch, tables = decoded(codec, messages)
+    if tables.subjects:
+        _stage(batch, tables)
+    return batch
+
+
+@dataclass
+class Tables:
+    """What a batch says, in pieces by event type: the links stated, what is gone, and the rows of each fact."""
+
+    subjects: list[pa.Table] = field(default_factory=list)
+    gone: list[pa.Table] = field(default_factory=list)
+    rows: dict[str, list[pa.Table]] = field(default_factory=dict)
+
+
+def decoded(codec: Codec, messages: Sequence[Message], *, upto: datetime | None = None) -> tuple[Batch, Tables]:
+    """Messages as columns, not yet encoded for COPY; `upto` leaves out what was captured later."""
+    batch, tables = Batch(messages), Tables()
     values, partitions, offsets = [], [], []
     for message in messages:
         partition, offset = message.partition() or 0, message.offset() or 0
@@ -87,55 +105,64 @@ def prepare(codec: Codec, messages: Sequence[Message]) -> Batch:
     columns = codec.decode_columns(values)
     for index, reason in columns.bad:
         batch.bad.append((messages[index], reason))
-    subjects: list[pa.Table] = []
-    gone: list[pa.Table] = []
-    rows: dict[str, list[pa.Table]] = {}
     named: list[_places.Named] = []
-    for name, records, positions in columns.batches:
+    for name, every, places in columns.batches:
         event = name.rpartition(".")[2]
         if event not in _OF_EVENT and event not in _WITHOUT_FACT:
-            batch.bad += [
-                (messages[int(i)], UnusableEvent(f"{event} is no event of customer.changes")) for i in positions
-            ]
+            batch.bad += [(messages[int(i)], UnusableEvent(f"{event} is no event of customer.changes")) for i in places]
             continue
+        records, positions = every, np.array(places)
+        if upto is not None:
+            kept = pc.less_equal(every.column("captured_at"), pa.scalar(upto, pa.timestamp("us", "UTC")))
+            records, positions = every.filter(kept), positions[kept.to_numpy(zero_copy_only=False)]
         batch.counts[event] = batch.counts.get(event, 0) + records.num_rows
+        if not records.num_rows:
+            continue
         facts = sum(bit(fact.name) for fact in _OF_EVENT.get(event, ())) or LINKED
-        subjects.append(_subjects(records, facts))
-        named.append((records.column("subject"), np.array(positions)))
+        tables.subjects.append(_subjects(records, facts))
+        named.append((records.column("subject"), positions))
         for fact in _OF_EVENT.get(event, ()):
             table = fact.rows(records)
             if table is not None:
-                rows.setdefault(fact.name, []).append(table)
+                tables.rows.setdefault(fact.name, []).append(table)
         if event in _GONE:
             gone_rows, gone_subjects = _GONE[event](records)
-            gone.append(gone_rows)
-            subjects.append(gone_subjects)
+            tables.gone.append(gone_rows)
+            tables.subjects.append(gone_subjects)
             if event == "CustomerErased":
-                every = records.column("subjects")
-                named.append((pc.list_flatten(every), np.array(positions)[pc.list_parent_indices(every).to_numpy()]))
-    if subjects:
+                every_one = records.column("subjects")
+                named.append((pc.list_flatten(every_one), positions[pc.list_parent_indices(every_one).to_numpy()]))
+    if named:
         batch.places = _places.pack(named, partitions, offsets)
-        _stage(batch, subjects, gone, rows)
-    return batch
+    return batch, tables
 
 
-def _stage(batch: Batch, subjects: list[pa.Table], gone: list[pa.Table], rows: dict[str, list[pa.Table]]) -> None:
-    stated = pa.concat_tables(subjects)
+def _stage(batch: Batch, tables: Tables) -> None:
+    stated = pa.concat_tables(tables.subjects)
     batch.stripes = {stripe(c) for c in pc.unique(stated.column("customer_id")).to_pylist()}
     batch.stages["subjects"] = (tuple(stated.column_names), _copy.encode(stated.combine_chunks()))
     for fact in FACTS:
-        if fact.name not in rows:
+        if fact.name not in tables.rows:
             continue
-        table = pa.concat_tables(rows[fact.name]).combine_chunks()
-        jsonb = frozenset(c.name for c in fact.columns if c.type == "jsonb")
-        batch.stages[fact.name] = (tuple(table.column_names), _copy.encode(table, jsonb))
+        table = pa.concat_tables(tables.rows[fact.name]).combine_chunks()
+        batch.stages[fact.name] = (tuple(table.column_names), encoded(fact, table))
         if fact.partial:
-            masks = table.select(["source", "stated"]).group_by(["source", "stated"]).aggregate([])
-            batch.masks[fact.name] = set(zip(masks["source"].to_pylist(), masks["stated"].to_pylist(), strict=True))
-    if gone:
-        table = pa.concat_tables(gone).combine_chunks()
+            batch.masks[fact.name] = masks(table)
+    if tables.gone:
+        table = pa.concat_tables(tables.gone).combine_chunks()
         batch.stages["gone"] = (tuple(table.column_names), _copy.encode(table))
         batch.gone = True
+
+
+def encoded(fact: Fact, table: pa.Table) -> bytes:
+    """A fact's rows as a COPY stream."""
+    return _copy.encode(table, frozenset(c.name for c in fact.columns if c.type == "jsonb"))
+
+
+def masks(table: pa.Table) -> set[tuple[str, int]]:
+    """The sets of fields that a partial fact's rows state, by source."""
+    found = table.select(["source", "stated"]).group_by(["source", "stated"]).aggregate([])
+    return set(zip(found["source"].to_pylist(), found["stated"].to_pylist(), strict=True))
 
 
 def _subjects(records: pa.RecordBatch, facts: int) -> pa.Table:

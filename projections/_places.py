@@ -20,7 +20,7 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 
-__all__ = ["FOLD_ROWS", "SORT_KEYS", "STORE", "Named", "Packed", "find", "pack", "tables", "tidy"]
+__all__ = ["FOLD_ROWS", "SORT_KEYS", "STORE", "Named", "Packed", "find", "pack", "sort", "tables", "tidy"]
 
 SORT_KEYS = 131_072
 """So many keys are sorted at once."""
@@ -109,10 +109,12 @@ def tidy(cur: psycopg.Cursor[Any], schema: str) -> None:
     if row and row[0] >= SORT_KEYS:
         cur.execute(f"DELETE FROM {schema}.places WHERE bucket = {_FOLDED} RETURNING hashes, offsets")
         rows = cur.fetchall()
-        _sort(cur, schema, b"".join(h for h, _ in rows), b"".join(o for _, o in rows))
+        sort(cur, schema, (b"".join(h for h, _ in rows), b"".join(o for _, o in rows)))
 
 
-def _sort(cur: psycopg.Cursor[Any], schema: str, hashes: bytes, offsets: bytes) -> None:
+def sort(cur: psycopg.Cursor[Any], schema: str, packed: Packed) -> None:
+    """Store keys in order: one run of buckets."""
+    hashes, offsets = packed
     words = np.frombuffer(hashes, "<u4")
     order = np.argsort(words, kind="stable")
     words, places = words[order], np.frombuffer(offsets, "<u8")[order]

@@ -15,7 +15,7 @@ from psycopg import sql
 
 from caudal.errors import Fatal
 
-__all__ = ["FACTS", "LIVE", "MAKING_LOCK", "SWAP_LOCK", "VIEWS", "ensure_live", "priority_sql"]
+__all__ = ["FACTS", "LIVE", "MAKING_LOCK", "SWAP_LOCK", "VIEWS", "describe", "ensure_live", "priority_sql"]
 
 LIVE = "live"
 VIEWS = (profiles, metrics, segment_members)
@@ -31,6 +31,14 @@ FIRST = """
     )
 """
 """The first value that is not null, in the order given: any_value's own transition function keeps the first it meets."""
+
+
+def describe(conn: psycopg.Connection[Any], schema: str) -> None:
+    """Note in the schema and its tables which definitions made them."""
+    for name, digest in _sql.definitions(FACTS, VIEWS).items():
+        conn.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.Identifier(schema, name), sql.Literal(digest)))
+    wanted = sql.Literal(_sql.definition(FACTS, VIEWS))
+    conn.execute(sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(schema), wanted))
 
 
 def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> int:
@@ -57,9 +65,10 @@ def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> int:
         else:
             conn.execute(FIRST)
             conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-            for statement in _sql.tables(schema, FACTS, VIEWS):
-                conn.execute(statement)
-            conn.execute(sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(schema), sql.Literal(wanted)))
+            for statements in _sql.tables(schema, FACTS, VIEWS).values():
+                for statement in statements:
+                    conn.execute(statement)
+            describe(conn, schema)
         oid = conn.execute("SELECT %s::regclass::oid::bigint", (f"{schema}.offsets",)).fetchone()
     assert oid is not None
     return int(oid[0])

@@ -18,8 +18,14 @@ __all__ = [
     "LINKS_UPSERT",
     "STAGES",
     "TOUCH",
+    "books",
+    "column_ddl",
     "composites",
     "definition",
+    "definitions",
+    "fact_indexes",
+    "folded",
+    "link_indexes",
     "priority_sql",
     "prune",
     "refresh",
@@ -27,6 +33,7 @@ __all__ = [
     "stage_ddl",
     "tables",
     "upsert",
+    "view_types",
 ]
 
 VERSION = "occurred_at, captured_at, event_id"
@@ -43,7 +50,8 @@ COMPOSITE = -1
 """`stated` of a row that was put together from statements with different sets of fields (they are kept in <fact>_parts)."""
 
 
-def _columns(fact: Fact) -> list[str]:
+def column_ddl(fact: Fact) -> list[str]:
+    """A fact's columns as a table declares them."""
     types = {c.name: c.type for c in fact.columns}
     lines = []
     for name in fact.all_columns:
@@ -58,44 +66,81 @@ def _columns(fact: Fact) -> list[str]:
     return lines
 
 
-def tables(schema: str, facts: tuple[Fact, ...], views: tuple[View, ...]) -> list[str]:
-    """Statements that make the facts, their parts and the views in an empty schema."""
-    made = [
-        f"""CREATE TABLE {schema}.links (
-            subject text COLLATE "C" PRIMARY KEY, source text COLLATE "C" NOT NULL, customer_id uuid NOT NULL, link_seq bigint NOT NULL,
-            deleted_at timestamptz, erased_at timestamptz) WITH (fillfactor = 90)""",
-        f"CREATE INDEX links_customer_id ON {schema}.links (customer_id)",
-        f'CREATE TABLE {schema}.stated_sets (fact text, source text COLLATE "C", stated bigint, PRIMARY KEY (fact, source, stated))',
-        f"CREATE INDEX links_erased ON {schema}.links (subject) WHERE erased_at IS NOT NULL",
-        f"CREATE TABLE {schema}.offsets (partition int PRIMARY KEY, next_offset bigint NOT NULL)",
-        *_places.tables(schema),
-    ]
+def tables(schema: str, facts: tuple[Fact, ...], views: tuple[View, ...]) -> dict[str, list[str]]:
+    """Statements that make each table of an empty schema: the facts, their parts and the views."""
+    made: dict[str, list[str]] = {
+        "links": [
+            f"""CREATE TABLE {schema}.links (
+                subject text COLLATE "C" PRIMARY KEY, source text COLLATE "C" NOT NULL, customer_id uuid NOT NULL,
+                link_seq bigint NOT NULL, deleted_at timestamptz, erased_at timestamptz) WITH (fillfactor = 90)""",
+            *link_indexes(schema),
+        ],
+        **books(schema),
+    }
     for fact in facts:
         key = ", ".join(fact.key)
-        made.append(
-            f"CREATE TABLE {schema}.{fact.name} ({', '.join(_columns(fact))}, PRIMARY KEY ({key})) WITH (fillfactor = 80)"
-        )
-        made += [f"CREATE INDEX {fact.name}_{column} ON {schema}.{fact.name} ({column})" for column in fact.indexes]
+        made[fact.name] = [
+            f"CREATE TABLE {schema}.{fact.name} ({', '.join(column_ddl(fact))}, PRIMARY KEY ({key})) WITH (fillfactor = 80)"
+        ]
         if fact.partial:
-            made.append(
-                f"CREATE TABLE {schema}.{fact.name}_parts ({', '.join(_columns(fact))}, PRIMARY KEY ({key}, stated))"
+            made[fact.name].append(
+                f"CREATE TABLE {schema}.{fact.name}_parts ({', '.join(column_ddl(fact))}, PRIMARY KEY ({key}, stated))"
             )
-            made += [
-                f"CREATE INDEX {fact.name}_parts_{column} ON {schema}.{fact.name}_parts ({column})"
-                for column in fact.indexes
-            ]
+        made[fact.name] += fact_indexes(schema, fact)
     for view in views:
-        collate = {"segment": 'text COLLATE "C"'}
-        columns = ", ".join(f"{name} {collate.get(name, type_)}" for name, type_ in view.columns.items())
-        made.append(
-            f"CREATE TABLE {schema}.{view.name} ({columns}, PRIMARY KEY ({', '.join(view.key)})) WITH (fillfactor = 80)"
-        )
+        types = ", ".join(f"{name} {type_}" for name, type_ in view_types(view).items())
+        made[view.name] = [
+            f"CREATE TABLE {schema}.{view.name} ({types}, PRIMARY KEY ({', '.join(view.key)})) WITH (fillfactor = 80)"
+        ]
     return made
+
+
+_BOOKS = {
+    "stated_sets": """CREATE TABLE {schema}.stated_sets (
+        fact text, source text COLLATE "C", stated bigint, PRIMARY KEY (fact, source, stated))""",
+    "offsets": "CREATE TABLE {schema}.offsets (partition int PRIMARY KEY, next_offset bigint NOT NULL)",
+}
+
+
+def books(schema: str) -> dict[str, list[str]]:
+    """Statements that make what the projection keeps beside facts and views."""
+    return {
+        **{name: [statement.format(schema=schema)] for name, statement in _BOOKS.items()},
+        "places": _places.tables(schema),
+    }
+
+
+def link_indexes(schema: str) -> list[str]:
+    """Statements that make the indexes of the links, besides their key."""
+    return [
+        f"CREATE INDEX links_customer_id ON {schema}.links (customer_id)",
+        f"CREATE INDEX links_erased ON {schema}.links (subject) WHERE erased_at IS NOT NULL",
+    ]
+
+
+def fact_indexes(schema: str, fact: Fact) -> list[str]:
+    """Statements that make the indexes of a fact and its parts, besides their keys."""
+    names = (fact.name, f"{fact.name}_parts") if fact.partial else (fact.name,)
+    return [f"CREATE INDEX {name}_{c} ON {schema}.{name} ({c})" for name in names for c in fact.indexes]
+
+
+def view_types(view: View) -> dict[str, str]:
+    """A view's columns with their types; names of segments sort by their bytes."""
+    collate = {"segment": 'text COLLATE "C"'}
+    return {name: collate.get(name, type_) for name, type_ in view.columns.items()}
+
+
+def definitions(facts: tuple[Fact, ...], views: tuple[View, ...]) -> dict[str, str]:
+    """A digest of what each table is: its declaration, and a view's SELECT."""
+    text = {name: "\n".join(statements) for name, statements in tables("s", facts, views).items()}
+    for view in views:
+        text[view.name] += view.select
+    return {name: hashlib.sha256(stated.encode()).hexdigest()[:16] for name, stated in text.items()}
 
 
 def definition(facts: tuple[Fact, ...], views: tuple[View, ...]) -> str:
     """A digest of what the tables and SELECTs are; a schema built by another definition must be rebuilt, not written to."""
-    text = "\n".join(tables("s", facts, views)) + "\n".join(v.select for v in views)
+    text = "\n".join(f"{name} {digest}" for name, digest in definitions(facts, views).items())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -111,7 +156,7 @@ STAGES = (STAGE_SUBJECTS, STAGE_GONE, STAGE_MOVED, TOUCHED)
 
 def stage_ddl(fact: Fact) -> tuple[str, ...]:
     """The staging tables of a fact: its rows, and the keys of things put together from several statements."""
-    staged = f"CREATE TEMP TABLE stage_{fact.name} ({', '.join(_columns(fact))}) ON COMMIT DELETE ROWS"
+    staged = f"CREATE TEMP TABLE stage_{fact.name} ({', '.join(column_ddl(fact))}) ON COMMIT DELETE ROWS"
     if not fact.partial:
         return (staged,)
     names = ", ".join(f'{k} text COLLATE "C"' for k in fact.key)
@@ -220,20 +265,8 @@ def composites(schema: str, fact: Fact) -> tuple[str, ...]:
     rest = [c for c in fact.all_columns if c not in fact.key and c != "stated"]
     version = ", ".join(f"excluded.{c.strip()}" for c in VERSION.split(","))
     current = ", ".join(f"p.{c.strip()}" for c in VERSION.split(","))
-    bits = fact.stated_bits
-    states = {c.name: bits[c.states] for c in fact.columns}
-    folded = []
-    for column in fact.all_columns:
-        if column in fact.key:
-            folded.append(column)
-        elif column == "stated":
-            folded.append(f"{COMPOSITE}")
-        elif column in states:
-            folded.append(f"any_value({column}) FILTER (WHERE effective & {states[column]} <> 0) AS {column}")
-        else:
-            folded.append(f"any_value({column}) FILTER (WHERE place = 1) AS {column}")
     sets = ", ".join(f"{c} = excluded.{c}" for c in [*rest, "stated"])
-    fold = _fold(schema, fact, folded, sets)
+    fold = _fold(schema, fact, sets)
     return (
         f"""INSERT INTO composite_{fact.name}
             SELECT {key} FROM stage_{fact.name} GROUP BY {key} HAVING min(stated) <> max(stated)
@@ -262,20 +295,39 @@ def _noting_moved(write: str) -> str:
         INSERT INTO stage_moved (subject, facts) SELECT was, %(bit)s FROM written WHERE was <> now"""
 
 
-def _fold(schema: str, fact: Fact, folded: list[str], sets: str) -> str:
-    key = ", ".join(fact.key)
-    on = " AND ".join(f"p.{k} = s.{k}" for k in fact.key)
+def folded(fact: Fact, parts: str) -> str:
+    """Rows put together from the newest statements of each set of fields, which `parts` gives."""
+    bits = fact.stated_bits
+    states = {c.name: bits[c.states] for c in fact.columns}
+    fields = []
+    for column in fact.all_columns:
+        if column in fact.key:
+            fields.append(column)
+        elif column == "stated":
+            fields.append(f"({COMPOSITE})::bigint AS stated")
+        elif column in states:
+            fields.append(f"any_value({column}) FILTER (WHERE effective & {states[column]} <> 0) AS {column}")
+        else:
+            fields.append(f"any_value({column}) FILTER (WHERE place = 1) AS {column}")
     newest = ", ".join(f"p.{c.strip()} DESC" for c in VERSION.split(","))
     return f"""
-        INSERT INTO {schema}.{fact.name} AS f ({", ".join(fact.all_columns)})
-        SELECT {", ".join(folded)} FROM (
+        SELECT {", ".join(fields)} FROM (
             SELECT p.*, row_number() OVER w AS place,
                    p.stated & ~coalesce(bit_or(p.stated) OVER (w ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS effective
-            FROM (SELECT DISTINCT {key} FROM composite_{fact.name}) s
-            CROSS JOIN LATERAL (SELECT * FROM {schema}.{fact.name}_parts p WHERE {on} {FENCE}) p
+            FROM {parts}
             WINDOW w AS (PARTITION BY {", ".join(f"p.{k}" for k in fact.key)} ORDER BY {newest})
         ) parts
-        GROUP BY {key} ORDER BY {key}
+        GROUP BY {", ".join(fact.key)}"""
+
+
+def _fold(schema: str, fact: Fact, sets: str) -> str:
+    key = ", ".join(fact.key)
+    on = " AND ".join(f"p.{k} = s.{k}" for k in fact.key)
+    parts = f"""(SELECT DISTINCT {key} FROM composite_{fact.name}) s
+            CROSS JOIN LATERAL (SELECT * FROM {schema}.{fact.name}_parts p WHERE {on} {FENCE}) p"""
+    return f"""
+        INSERT INTO {schema}.{fact.name} AS f ({", ".join(fact.all_columns)})
+        {folded(fact, parts)} ORDER BY {key}
         ON CONFLICT ({key}) DO UPDATE SET {sets}"""
 
 

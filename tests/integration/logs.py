@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -12,7 +12,7 @@ from caudal.projections import FACTS, LIVE, VIEWS, Runner, select_sql
 from caudal.schemas import Event
 from caudal.schemas.codec import Codec
 
-from caudal import postgres
+from caudal import kafka, postgres
 from caudal.settings import Settings
 
 TABLES = ("links", *(f.name for f in FACTS), *(f"{f.name}_parts" for f in FACTS if f.partial), *(v.name for v in VIEWS))
@@ -70,12 +70,12 @@ def clear(conn: psycopg.Connection[Any]) -> None:
     conn.execute(f"TRUNCATE {tables}, hub.outbox")
 
 
-def contents(conn: psycopg.Connection[Any]) -> dict[str, list[str]]:
+def contents(conn: psycopg.Connection[Any], schema: str = LIVE) -> dict[str, list[str]]:
     """Every row of every table as text, sorted: two runs are equal when these are."""
     return {
         name: [
             row
-            for (row,) in conn.execute(f'SELECT t::text FROM {LIVE}.{name} t ORDER BY t::text COLLATE "C"').fetchall()
+            for (row,) in conn.execute(f'SELECT t::text FROM {schema}.{name} t ORDER BY t::text COLLATE "C"').fetchall()
         ]
         for name in TABLES
     }
@@ -97,3 +97,19 @@ def rebuilt(conn: psycopg.Connection[Any]) -> dict[str, tuple[list[Any], list[An
 
 def connect(settings: Settings) -> psycopg.Connection[Any]:
     return postgres.connect(settings.postgres, role="tests")
+
+
+def fill(settings: Settings, codec: Codec, events: Iterable[Event]) -> list[Record]:
+    """Produce events to customer.changes, as Kafka's partitioner places them; gives the messages as the runner reads them."""
+    log = records(codec, list(events))
+    producer = kafka.producer(settings.kafka, **{"linger.ms": 20})
+    for record in log:
+        producer.produce(
+            kafka.topic(settings.kafka, kafka.CHANGES),
+            key=record.key(),
+            value=record.value(),
+            partition=record.partition(),
+        )
+        producer.poll(0)
+    assert producer.flush(60) == 0
+    return log

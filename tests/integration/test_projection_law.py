@@ -9,6 +9,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from caudal.projections import Runner
+from caudal.projections.replay import Build
+from caudal.projections.replay._load import Loader
 from caudal.schemas import (
     Answer,
     ConsentStated,
@@ -177,3 +179,34 @@ def test_any_order_duplication_and_batching_of_a_log_gives_the_same_tables(
         apply(runner, other, sizes)
         assert contents(conn) == straight
         assert rebuilt(conn) == {"profiles": ([], []), "metrics": ([], []), "segment_members": ([], [])}
+
+
+class BuildOf(Build):
+    """A build of given messages, whatever lies in Kafka."""
+
+    messages: list[Record]
+
+    def _load(self, *_: object) -> None:
+        loader = Loader(self._settings, self._codec, self._schema, name="tests")
+        for message in self.messages:  # chunks of one: what is loaded apart must come together
+            loader.load([message])
+        loader.close()
+
+
+@hypothesis_settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(log=logs(), seed=st.integers(0, 2**16))
+def test_a_build_of_a_log_equals_what_the_live_projection_makes_of_it(
+    settings: Settings, runner: Runner, log: list[Event], seed: int
+) -> None:
+    codec = Codec(LocalRegistry(settings.kafka.topic_prefix))
+    with connect(settings) as conn:
+        clear(conn)
+        conn.execute("DROP SCHEMA IF EXISTS build_1 CASCADE")
+        apply(runner, records(codec, log), [3])
+        random.Random(seed).shuffle(log)
+        build = BuildOf(settings, codec, schema="build_1")
+        build.messages = records(codec, log)
+        build.run()
+        assert contents(conn, "build_1") == contents(conn)
