@@ -482,12 +482,14 @@ class Runner:
         if publisher is None:
             return 0
         found = conn.execute(
-            "SELECT id, partitions, topic, customer_ids::text[], payload FROM hub.outbox "
+            "SELECT id, partitions, topic, customer_ids::text[], payload, rebuilt FROM hub.outbox "
             "WHERE partitions && %s::int[] AND id <> ALL(%s::bigint[]) ORDER BY id",
             (partitions, publisher.under_way),
         ).fetchall()
         done = 0
-        for id_, of, topic, customers, payload in found:
+        if any(rebuilt for *_, rebuilt in found):
+            self._look()  # what a replay left is published by the code that the replay was of
+        for id_, of, topic, customers, payload, rebuilt in found:
             view = next(v for v in VIEWS if v.topic == topic)
             ours = [c for c in customers if output_partition(c, self._partitions) in partitions]
             with conn.cursor(binary=True) as cur:
@@ -501,7 +503,7 @@ class Runner:
                     change.rows = cur.fetchall()
                     change.gone = sorted(set(ours) - {r[0] for r in change.rows})
             if change.rows or change.gone:
-                publisher.publish([change], [])
+                publisher.publish([change], [], rebuilt=rebuilt)
                 done += len(ours)
             rest = sorted(set(of) - set(partitions))
             confirmed = publisher.confirmed(wait_s=30.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from caudal import postgres
-from caudal.errors import DatabaseUnavailable, ReplayCancelled, ReplayRefused, ReplayRunning
+from caudal.errors import ReplayCancelled, ReplayRefused, ReplayRunning
 from caudal.settings import Settings
 
 __all__ = ["Job", "Record", "held", "latest", "one", "records"]
@@ -156,8 +156,8 @@ class Job:
             raise ReplayRefused(f"replay {self.id} is gone from hub.replays")
         return found
 
-    def note(self, progress: Progress) -> None:
-        """Store how far it is, now and then; call it often.
+    def note(self, progress: Progress) -> bool:
+        """Store how far it is, now and then; call it often. Whether it was stored.
 
         Raises:
             ReplayCancelled: someone wants it to end.
@@ -167,7 +167,7 @@ class Job:
         if progress.stage != stage:
             self._stage = (stage, began, first) = (progress.stage, now, progress.done)
         elif now - self._noted < NOTE_EVERY_S and progress.done < progress.total:
-            return
+            return False
         self._noted = now
         rate = (progress.done - first) / (now - began) if now > began else 0.0
         self._seconds[stage] = round(now - began, 3)
@@ -185,6 +185,7 @@ class Job:
             row = self._conn.execute("SELECT state FROM hub.replays WHERE id = %s", (self.id,)).fetchone()
         if row is None or row[0] == "cancelled":
             raise ReplayCancelled(f"replay {self.id} was cancelled")
+        return True
 
     def put(self, **values: Any) -> None:
         """Store columns."""
@@ -194,16 +195,3 @@ class Job:
         )
         with postgres.translated():
             self._conn.execute(statement, {**values, "id": self.id})
-
-    @contextmanager
-    def failing(self) -> Iterator[None]:
-        """Note why the work stopped: for good, or so that it can be gone on with."""
-        try:
-            yield
-        except (ReplayCancelled, ReplayRefused):
-            raise
-        except Exception as exc:
-            code = getattr(exc, "code", type(exc).__name__)
-            with suppress(DatabaseUnavailable):  # then the next who looks finds it interrupted all the same
-                self.put(error=code)
-            raise

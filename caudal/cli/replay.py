@@ -1,0 +1,298 @@
+"""`caudal replay`: make the views again from the log, see what would change, swap them in, and go back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caudal.cli._output import Json, emit, examples, note, resolved, table
+
+if TYPE_CHECKING:
+    from caudal.projections.replay import Record, Replay
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Make the views again from the log, beside the live ones; see what would change; swap them in.",
+    epilog=examples(
+        "caudal replay --dry-run",
+        "caudal replay --yes --max-changed 1%",
+        "caudal replay status",
+        "caudal replay rollback",
+    ),
+)
+
+MaxChanged = Annotated[
+    str | None, typer.Option(metavar="SHARE", help="Refuse the swap when more of a view's rows would change, e.g. 1%.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Swap whatever would change.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Swap without asking.")]
+Id = Annotated[int | None, typer.Argument(metavar="ID", help="The replay's number. Unset: the newest that fits.")]
+
+
+@app.callback(invoke_without_command=True)
+def replay(
+    context: typer.Context,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Stop before the swap; `caudal replay swap` goes on.")
+    ] = False,
+    max_changed: MaxChanged = None,
+    force: Force = False,
+    yes: Yes = False,
+    from_start_of_log: Annotated[
+        bool, typer.Option("--from-start-of-log", help="Rebuild from what is left of a log that lost its first events.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Rebuild every view from the log, beside the live ones, and swap them in.
+
+    Reads and the live projection go on meanwhile. On a terminal it shows what would change and asks; elsewhere it stops there unless
+    --yes is given. What was live before is kept until `caudal replay drop`.
+    """
+    if context.invoked_subcommand:
+        return
+    share = _share(max_changed)
+    with _opened(as_json) as work:
+        left = work.interrupted()
+        if (
+            left is not None
+            and left.kind == "full"
+            and _asks(f"replay {left.id} was interrupted; go on with it?", as_json)
+        ):
+            built = work.resume()
+        else:
+            built = work.full(truncated=from_start_of_log)
+        _settle(work, built, dry_run=dry_run, share=share, force=force, yes=yes, as_json=as_json)
+
+
+@app.command(epilog=examples("caudal replay resume", "caudal replay resume --yes"))
+def resume(
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop before the swap.")] = False,
+    max_changed: MaxChanged = None,
+    force: Force = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Go on with the replay that was interrupted."""
+    share = _share(max_changed)
+    with _opened(as_json) as work:
+        _settle(work, work.resume(), dry_run=dry_run, share=share, force=force, yes=yes, as_json=as_json)
+
+
+@app.command(epilog=examples("caudal replay swap", "caudal replay swap 4 --max-changed 0.5%"))
+def swap(id_: Id = None, *, max_changed: MaxChanged = None, force: Force = False, as_json: Json = False) -> None:
+    """Swap in what was built: it is caught up with the log and compared again first."""
+    share = _share(max_changed)
+    with _opened(as_json) as work:
+        _told(work.swap(id_, max_changed=share, force=force), as_json)
+
+
+@app.command(epilog=examples("caudal replay rollback"))
+def rollback(*, as_json: Json = False) -> None:
+    """Put back the views that the last swap replaced, caught up with the log."""
+    with _opened(as_json) as work:
+        _told(work.rollback(), as_json)
+
+
+@app.command(epilog=examples("caudal replay status", "caudal replay status --json"))
+def status(
+    *, limit: Annotated[int, typer.Option(min=1, help="Most replays shown.")] = 10, as_json: Json = False
+) -> None:
+    """List replays, the newest first, with how far each is."""
+    from caudal import postgres
+    from caudal.projections import replay as replays
+
+    with postgres.connect(resolved().postgres, role="cli") as conn, postgres.translated():
+        found = replays.records(conn, limit=limit)
+    if as_json:
+        emit([record.plain() for record in found])
+        return
+    table(
+        ("id", "kind", "state", "started", "stage", "done", "rate", "differences"),
+        [
+            (
+                r.id, r.kind, "interrupted" if r.interrupted else r.state, r.started_at, r.progress.get("stage"), _done(r.progress),
+                _rate(r.progress), r.diff and r.diff.get("differences"),
+            )
+            for r in found
+        ],
+    )  # fmt: skip
+
+
+@app.command(epilog=examples("caudal replay diff", "caudal replay diff 4 --json"))
+def diff(id_: Id = None, *, as_json: Json = False) -> None:
+    """Show what a replay would change, or has changed. Exit status 1 when none was compared."""
+    from caudal import postgres
+    from caudal.projections import replay as replays
+
+    with postgres.connect(resolved().postgres, role="cli") as conn, postgres.translated():
+        compared = [replays.one(conn, id_)] if id_ is not None else replays.records(conn)
+    found = next((r for r in compared if r is not None and r.diff is not None), None)
+    if found is None:
+        note("caudal: no replay was compared yet")
+        raise typer.Exit(1)
+    if as_json:
+        emit(found.diff)
+    else:
+        _show(found)
+
+
+@app.command(epilog=examples("caudal replay cancel"))
+def cancel(id_: Id = None, *, as_json: Json = False) -> None:
+    """End a replay that runs or waits, and drop what it built. The live views stay as they are."""
+    from caudal.projections import replay as replays
+
+    found = replays.cancel(resolved(), id_)
+    if as_json:
+        emit(found.plain())
+    else:
+        note(f"replay {found.id} is cancelled")
+
+
+@app.command(epilog=examples("caudal replay drop", "caudal replay drop 4"))
+def drop(id_: Id = None, *, as_json: Json = False) -> None:
+    """Drop the schemas that replays left: what was live before a swap, and what was never swapped in."""
+    from caudal.projections import replay as replays
+
+    with replays.held(resolved()) as conn:
+        dropped = replays.drop(conn, id_)
+    if as_json:
+        emit(dropped)
+    else:
+        note(f"dropped: {', '.join(dropped) or 'nothing, there was none'}")
+
+
+# ---- what they share
+
+
+@contextmanager
+def _opened(as_json: bool) -> Iterator[Replay]:
+    from caudal import sources
+    from caudal.projections import replay as replays
+    from caudal.schemas.codec import Codec, Registry
+
+    settings = resolved()
+    priorities = {name: source.priority for name, source in sources.load(settings).items()}
+    registry = Registry(settings)
+    try:
+        with (
+            _progress(as_json) as tell,
+            replays.open_replay(settings, Codec(registry), priorities=priorities, tell=tell) as work,
+        ):
+            yield work
+    finally:
+        registry.close()
+
+
+@contextmanager
+def _progress(as_json: bool) -> Iterator[Callable[[Record], None]]:
+    """A bar for each stage on standard error; nothing where that is no terminal, or JSON is asked for."""
+    if as_json or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        console=Console(stderr=True), transient=True,
+    ) as bars:  # fmt: skip
+        tasks: dict[str, Any] = {}
+
+        def tell(record: Record) -> None:
+            at = record.progress
+            if not at:
+                return
+            bars.start()
+            stage = at["stage"]
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, rate="")
+            bars.update(tasks[stage], completed=at["done"], total=max(at["total"], 1), rate=_rate(at))
+            if stage == "compare" and at["done"]:
+                bars.stop()  # what follows is told in words, or asked
+
+        yield tell
+
+
+def _settle(
+    work: Replay, built: Record, *, dry_run: bool, share: float | None, force: bool, yes: bool, as_json: bool
+) -> None:
+    """Show what would change; swap when that is wanted."""
+    if not as_json:
+        _show(built)
+    if dry_run or not (yes or _asks("swap it in?", as_json)):
+        if as_json:
+            emit(built.plain())
+        else:
+            note(f"replay {built.id} is built: `caudal replay swap` swaps it in, `caudal replay cancel` drops it")
+        return
+    _told(work.swap(built.id, max_changed=share, force=force), as_json)
+
+
+def _asks(question: str, as_json: bool) -> bool:
+    return not as_json and sys.stdin.isatty() and sys.stderr.isatty() and typer.confirm(question, err=True)
+
+
+def _told(record: Record, as_json: bool) -> None:
+    if as_json:
+        emit(record.plain())
+    elif record.state == "swapped":
+        note(
+            f"replay {record.id} is live; `caudal replay rollback` goes back, `caudal replay drop` gives the space free"
+        )
+    else:
+        note(f"replay {record.id} is {record.state.replace('_', ' ')}")
+
+
+def _show(record: Record) -> None:
+    diff = record.diff or {}
+    rows = []
+    for name, view in diff.get("views", {}).items():
+        fields = ", ".join(f"{field} {count:,}" for field, count in view["fields"].items())
+        rows.append(
+            (name, view["rows_before"], view["rows_after"], view["added"], view["removed"], view["changed"], fields)
+        )
+    table(("view", "rows", "rows after", "added", "removed", "changed", "fields"), rows)
+    for name, view in diff.get("views", {}).items():
+        for what, found in view["examples"].items():
+            for example in found:
+                more = example.get("item") or ", ".join(example.get("fields", ()))
+                note(f"  {name} {what}: {example['customer_id']} {more}".rstrip())
+        for what in ("columns_added", "columns_dropped"):
+            if view[what]:
+                note(f"  {name}, {what.replace('_', ' ')}: {', '.join(view[what])}")
+    moved = {n: s for n, s in diff.get("segments", {}).items() if s["before"] != s["after"]}
+    if moved:
+        table(("segment", "customers", "customers after"), [(n, s["before"], s["after"]) for n, s in moved.items()])
+    if diff.get("live_behind_events"):
+        note(f"the live views are {diff['live_behind_events']:,} events behind: their changes are among these")
+
+
+def _share(text: str | None) -> float | None:
+    """A share as `1%` or `0.01`."""
+    if text is None:
+        return None
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no share; write 1% or 0.01", param_hint="--max-changed") from None
+    if not 0 <= value <= 1:
+        raise typer.BadParameter("a share lies between 0% and 100%", param_hint="--max-changed")
+    return value
+
+
+def _done(progress: dict[str, Any]) -> str | None:
+    return f"{progress['done']:,} of {progress['total']:,}" if progress else None
+
+
+def _rate(progress: dict[str, Any]) -> str:
+    if not progress or progress["stage"] not in {"load", "catch_up"} or not progress.get("rate"):
+        return ""
+    eta = f", {progress['eta_s']:,.0f} s left" if "eta_s" in progress else ""
+    return f"{progress['rate']:,.0f}/s{eta}"

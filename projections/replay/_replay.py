@@ -1,0 +1,352 @@
+"""A replay from its start to the swap, and back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from caudal.projections import _sql
+from caudal.projections._schema import FACTS, LIVE, MAKING_LOCK, VIEWS, ensure_live
+from caudal.projections.replay import _diff, _log
+from caudal.projections.replay._beside import Beside, existing, offsets, still
+from caudal.projections.replay._build import Build, Progress
+from caudal.projections.replay._records import BUILDER, Job, Record, held, latest, one
+from caudal.schemas.codec import Codec
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from caudal import kafka, postgres
+from caudal.errors import BadSettings, CaudalError, Fatal, ReplayCancelled, ReplayRefused
+from caudal.settings import Settings
+from caudal.telemetry import Log, logger
+
+__all__ = ["Replay", "cancel", "drop", "open_replay", "refuse"]
+
+CHUNK = 10_000
+"""Customers of one row of the outbox."""
+
+
+@contextmanager
+def open_replay(
+    settings: Settings, codec: Codec, *, priorities: Mapping[str, int], tell: Callable[[Record], None] = lambda _: None
+) -> Iterator[Replay]:
+    """The right to replay, for as long as the context lasts.
+
+    Args:
+        settings: resolved settings; `hub` must have been migrated.
+        codec: how records are decoded.
+        priorities: source → priority, as the workers have it.
+        tell: called every moment with how far it is.
+
+    Raises:
+        ReplayRunning: another process has it.
+    """
+    with held(settings) as conn:
+        yield Replay(settings, codec, conn, priorities, tell)
+
+
+class Replay:
+    """Does what operators ask for; only one exists at a time. Every method leaves the live views right wherever it stops."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        codec: Codec,
+        conn: psycopg.Connection[Any],
+        priorities: Mapping[str, int],
+        tell: Callable[[Record], None],
+    ) -> None:
+        self._settings = settings
+        self._codec = codec
+        self._conn = conn
+        self._priorities = priorities
+        self._tell = tell
+
+    def full(self, *, truncated: bool = False) -> Record:
+        """Rebuild everything beside the live schema and compare; gives the replay, built. What was interrupted before is dropped.
+
+        Raises:
+            LogTruncated: the log no longer holds its first events, and `truncated` is not set.
+            ReplayCancelled: someone cancelled it.
+            Retryable: a server can't be reached; `resume` goes on.
+        """
+        if (left := self.interrupted()) is not None:
+            _discard(self._conn, left)
+        job = Job.begin(self._conn, "full", {"truncated": truncated})
+        return self._build(job)
+
+    def interrupted(self) -> Record | None:
+        """The replay that stopped before its end, if there is one."""
+        with postgres.translated():
+            return latest(self._conn, "running")
+
+    def resume(self) -> Record:
+        """Go on with the replay that was interrupted.
+
+        Raises:
+            ReplayRefused: there is none.
+        """
+        left = self.interrupted()
+        if left is None or left.kind != "full":
+            raise ReplayRefused("no replay was interrupted", hint="`caudal replay` starts one")
+        return self._build(Job(self._conn, left.id))
+
+    def swap(self, id_: int | None = None, *, max_changed: float | None = None, force: bool = False) -> Record:
+        """Put what was built in the place of what is live, in one transaction; publish the rows that change.
+
+        Args:
+            id_: the replay; the newest that is built unless given.
+            max_changed: largest share of a view's rows that may change.
+            force: swap all the same.
+
+        Raises:
+            ReplayRefused: there is nothing to swap in, or more would change than allowed.
+        """
+        with postgres.translated():
+            found = one(self._conn, id_) if id_ is not None else latest(self._conn, "built")
+        if found is None or found.state != "built" or found.kind not in {"full", "captures"}:
+            raise ReplayRefused("there is no built replay to swap in", hint="`caudal replay status` lists them")
+        job = Job(self._conn, found.id)
+        return self._exchange(job, found.schema, f"old_{found.id}", "swapped", max_changed=max_changed, force=force)
+
+    def rollback(self) -> Record:
+        """Put back what the newest swap replaced, caught up with the log.
+
+        Raises:
+            ReplayRefused: nothing was swapped, what was live before is gone, or other definitions made it.
+        """
+        with postgres.translated():
+            found = latest(self._conn, "swapped")
+        if found is None or not existing(self._conn, found.schema):
+            raise ReplayRefused("there is no schema to go back to", hint="it is kept until `caudal replay drop`")
+        job = Job(self._conn, found.id)
+        return self._exchange(job, found.schema, f"undone_{found.id}", "rolled_back", max_changed=None, force=True)
+
+    # ---- what they are made of
+
+    def _build(self, job: Job) -> Record:
+        record = job.record()
+        logger().info(Log.REPLAY_STARTED, replay=job.id, kind=record.kind)
+        with self._ending(job), postgres.translated():
+            if not existing(self._conn, LIVE):
+                ensure_live(self._conn)
+            build = Build(
+                self._settings,
+                self._codec,
+                schema=record.schema,
+                priorities=self._priorities,
+                truncated=bool(record.params.get("truncated")),
+                name=BUILDER,
+            )
+            job.put(error=None, ends=Jsonb(_log.ends(self._settings.kafka, self._topic)))
+            build.run(self._noting(job))
+            return self._compared(job, record.schema)
+
+    def _compared(self, job: Job, schema: str) -> Record:
+        beside = self._beside(schema)
+        try:
+            self._compare(job, schema, beside)
+        finally:
+            beside.close()
+        job.put(state="built")
+        return job.record()
+
+    def _compare(self, job: Job, schema: str, beside: Beside) -> dict[str, Any]:
+        """Catch up, compare in a snapshot at which both stand at the same offsets, store the difference."""
+        noting = self._noting(job)
+        beside.near(lambda: offsets(self._conn, LIVE), noting)
+        noting(Progress("compare", 0, 1))
+        _diff.prepare(self._conn, schema)
+        with postgres.connect(self._settings.postgres, role=BUILDER) as snapshot:
+            snapshot.execute("SET work_mem = '256MB'")
+            with contextlib.ExitStack() as standing:
+                standing.enter_context(still(self._conn))
+                behind = beside.level(self._conn)
+                snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+                at = offsets(snapshot, schema)  # the snapshot is taken here
+                beside.touched()
+            diff = _diff.compare(snapshot, schema)
+            snapshot.execute("COMMIT")
+        diff |= {"offsets": {str(p): offset for p, offset in sorted(at.items())}, "live_behind_events": behind}
+        diff["definition_changed"] = not self._defined_today(LIVE)
+        job.put(diff=Jsonb(diff))
+        noting(Progress("compare", 1, 1))
+        return diff
+
+    def _exchange(
+        self, job: Job, schema: str, away: str, state: str, *, max_changed: float | None, force: bool
+    ) -> Record:
+        if not self._defined_today(schema):
+            raise ReplayRefused(
+                f"schema {schema} was made by other definitions than today's",
+                hint="use the release that made it, or build anew with `caudal replay`",
+            )
+        with postgres.translated():
+            beside = self._beside(schema)
+            try:
+                diff = self._compare(job, schema, beside)
+                refuse(diff, max_changed, force=force)
+                beside.near(lambda: offsets(self._conn, LIVE), self._noting(job))
+                with still(self._conn):
+                    beside.level(self._conn)
+                    with self._conn.transaction():
+                        _diff.recheck(self._conn, schema, beside.touched())
+                        self._announce(schema)
+                        self._conn.execute(f"DROP TABLE {schema}.{_diff.DIFF}")
+                        self._conn.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING_LOCK,))
+                        _rename(self._conn, LIVE, away)
+                        _rename(self._conn, schema, LIVE)
+                        self._conn.execute(
+                            """UPDATE hub.replays SET state = %s, schema = %s, error = NULL, updated_at = now(), ended_at = now()
+                               WHERE id = %s""",
+                            (state, away, job.id),
+                        )
+            finally:
+                beside.close()
+        logger().info(Log.REPLAY_SWAPPED, replay=job.id, state=state, differences=diff["differences"])
+        record = job.record()
+        self._tell(record)
+        return record
+
+    def _announce(self, schema: str) -> None:
+        """Leave the rows that change to the workers to publish, by the partition that they go to."""
+        for view in VIEWS:
+            if view.topic is None:
+                continue
+            payload = "NULL"
+            if len(view.key) > 1:
+                payload = """jsonb_agg(jsonb_build_array(customer_id::text, item, what = 'added', NULL) ORDER BY customer_id, item)"""
+            self._conn.execute(
+                f"""INSERT INTO hub.outbox (partitions, topic, customer_ids, payload, rebuilt)
+                    SELECT ARRAY[partition], %(topic)s, array_agg(DISTINCT customer_id), {payload}, true
+                    FROM (
+                        SELECT *, (dense_rank() OVER (PARTITION BY partition ORDER BY customer_id) - 1) / {CHUNK} AS chunk
+                        FROM (
+                            SELECT *, (crc32(convert_to(customer_id::text, 'UTF8')) %% %(partitions)s)::int AS partition
+                            FROM {schema}.{_diff.DIFF} WHERE view = %(view)s
+                        ) placed
+                    ) chunks
+                    GROUP BY partition, chunk ORDER BY partition, chunk""",
+                {"topic": view.topic, "view": view.name, "partitions": self._partitions},
+            )
+
+    @property
+    def _topic(self) -> str:
+        return kafka.topic(self._settings.kafka, kafka.CHANGES)
+
+    @property
+    def _partitions(self) -> int:
+        return len(_log.ends(self._settings.kafka, self._topic)) or self._settings.kafka.partitions
+
+    def _beside(self, schema: str) -> Beside:
+        return Beside(self._settings, self._codec, schema=schema, priorities=self._priorities)
+
+    def _defined_today(self, schema: str) -> bool:
+        row = self._conn.execute("SELECT obj_description(to_regnamespace(%s), 'pg_namespace')", (schema,)).fetchone()
+        return bool(row and row[0] == _sql.definition(FACTS, VIEWS))
+
+    def _noting(self, job: Job) -> Callable[[Progress], None]:
+        def note(progress: Progress) -> None:
+            if job.note(progress):
+                self._tell(job.record())
+
+        return note
+
+    @contextmanager
+    def _ending(self, job: Job) -> Iterator[None]:
+        """Note why a build stopped: for good, and what it made is dropped; or so that it can be gone on with."""
+        try:
+            yield
+        except ReplayCancelled:
+            _drop_schema(self._conn, job.record().schema)
+            logger().info(Log.REPLAY_ENDED, replay=job.id, state="cancelled")
+            raise
+        except Fatal as exc:
+            _drop_schema(self._conn, job.record().schema)
+            job.put(state="failed", error=exc.code)
+            logger().error(Log.REPLAY_ENDED, replay=job.id, state="failed", code=exc.code)
+            raise
+        except Exception as exc:
+            code = exc.code if isinstance(exc, CaudalError) else type(exc).__name__
+            with contextlib.suppress(CaudalError):  # then whoever looks next finds it interrupted all the same
+                job.put(error=code)
+            logger().warning(Log.REPLAY_ENDED, replay=job.id, state="interrupted", code=code)
+            raise
+
+
+def refuse(diff: dict[str, Any], max_changed: float | None, *, force: bool) -> None:
+    """Refuse a swap that would change too much.
+
+    Raises:
+        ReplayRefused: more than the share `max_changed` of a view's rows differ, and `force` is not set.
+    """
+    if max_changed is not None and diff["changed_share"] > max_changed and not force:
+        raise ReplayRefused(
+            f"{diff['changed_share']:.2%} of a view's rows would change, more than {max_changed:.2%}",
+            hint="`caudal replay diff` shows them; --force swaps all the same",
+        )
+
+
+def cancel(settings: Settings, id_: int | None = None) -> Record:
+    """End a replay that runs, was interrupted or waits for its swap; what it had built is dropped. The live views stay as they are.
+
+    Raises:
+        ReplayRefused: there is none.
+        ReplayRunning: it is being swapped in just now.
+    """
+    with postgres.connect(settings.postgres, role="replay") as conn, postgres.translated():
+        found = one(conn, id_) if id_ is not None else latest(conn, "running", "built")
+        if found is None or found.state not in {"running", "built"}:
+            raise ReplayRefused("there is no replay to cancel", hint="`caudal replay status` lists them")
+        if found.active:  # the process that works at it sees this, and drops what it made
+            conn.execute(_CANCEL, (found.id,))
+        else:
+            with held(settings) as mine:
+                _discard(mine, found)
+        return one(conn, found.id) or found
+
+
+_CANCEL = "UPDATE hub.replays SET state = 'cancelled', updated_at = now(), ended_at = now() WHERE id = %s"
+
+
+def _discard(conn: psycopg.Connection[Any], record: Record) -> None:
+    with postgres.translated():
+        conn.execute(_CANCEL, (record.id,))
+        _drop_schema(conn, record.schema)
+
+
+def drop(conn: psycopg.Connection[Any], id_: int | None = None) -> list[str]:
+    """Drop schemas that replays left: what was live before a swap, what was built and never swapped in. Gives their names.
+
+    Args:
+        conn: holds the right to replay.
+        id_: only what this replay left. Unless given, schemas made for a point in time stay.
+    """
+    dropped = []
+    with postgres.translated():
+        rows = conn.execute(
+            """SELECT id, schema FROM hub.replays WHERE to_regnamespace(schema) IS NOT NULL AND schema <> 'live'
+                   AND (id = %(id)s OR %(id)s::bigint IS NULL AND state <> 'running' AND kind <> 'as_of') ORDER BY id""",
+            {"id": id_},
+        ).fetchall()
+        for number, schema in rows:
+            _drop_schema(conn, schema)
+            conn.execute(
+                "UPDATE hub.replays SET state = 'dropped', updated_at = now() WHERE id = %s AND state <> 'cancelled'",
+                (number,),
+            )
+            dropped.append(schema)
+    return dropped
+
+
+def _drop_schema(conn: psycopg.Connection[Any], schema: str) -> None:
+    if schema in {LIVE, "hub", "public", ""}:
+        raise BadSettings(f"schema {schema} is none that a replay may drop")
+    conn.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+
+
+def _rename(conn: psycopg.Connection[Any], schema: str, to: str) -> None:
+    conn.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(schema), sql.Identifier(to)))
