@@ -67,17 +67,16 @@ class Beside:
         codec: Codec,
         *,
         schema: str,
-        topic: str | None = None,
+        topic: str,
         priorities: Mapping[str, int] | None = None,
     ) -> None:
-        """Go on where the schema stands; it was made by today's definitions.
+        """Go on in `topic` (full name) where the schema stands; it was made by today's definitions.
 
         Raises:
             Fatal: it was made by others.
         """
         self._most = settings.worker.batch_max_events
         self._runner = Runner(settings, codec, priorities=priorities, schema=schema, feed=False)
-        topic = topic or kafka.topic(settings.kafka, kafka.CHANGES)
         partitions = kafka.end_offsets(settings.kafka, [topic]).get(topic, {})
         self._reader = Reader(settings.kafka, topic, self._runner.positions(list(partitions)))
 

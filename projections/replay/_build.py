@@ -24,7 +24,7 @@ from caudal.projections.replay._load import Part, load
 from caudal.schemas.codec import Codec
 from psycopg import sql
 
-from caudal import kafka, postgres
+from caudal import generations, postgres
 from caudal.settings import Settings
 
 __all__ = ["Build", "Progress"]
@@ -71,7 +71,7 @@ class Build:
             settings: resolved settings (servers known); `hub` must have been migrated.
             codec: how records are decoded.
             schema: its name; made here.
-            topic: full name of the log; `customer.changes` unless given.
+            topic: full name of the log; the generation that is live unless given.
             upto: only what was captured until then.
             priorities: source → priority in a profile, as the live projection has it.
             truncated: whether the log may begin after its first event.
@@ -81,7 +81,7 @@ class Build:
         self._settings = settings
         self._codec = codec
         self._schema = schema
-        self._topic = topic or kafka.topic(settings.kafka, kafka.CHANGES)
+        self._topic = topic or generations.current_topic(settings)
         self._upto = upto
         self._priority = _sql.priority_sql(priorities or {})
         self._truncated = truncated

@@ -18,12 +18,12 @@ from caudal.schemas.codec import Codec
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from caudal import kafka, postgres
+from caudal import generations, postgres
 from caudal.errors import BadSettings, CaudalError, Fatal, ReplayCancelled, ReplayRefused
 from caudal.settings import Settings
 from caudal.telemetry import Log, logger
 
-__all__ = ["Replay", "cancel", "drop", "open_replay", "refuse"]
+__all__ = ["Replay", "announce", "cancel", "drop", "open_replay", "refuse"]
 
 CHUNK = 10_000
 """Customers of one row of the outbox."""
@@ -137,6 +137,7 @@ class Replay:
                 self._settings,
                 self._codec,
                 schema=record.schema,
+                topic=self._topic,
                 priorities=self._priorities,
                 truncated=bool(record.params.get("truncated")),
                 name=BUILDER,
@@ -194,7 +195,7 @@ class Replay:
                     beside.level(self._conn)
                     with self._conn.transaction():
                         _diff.recheck(self._conn, schema, beside.touched())
-                        self._announce(schema)
+                        announce(self._conn, schema, self._partitions)
                         self._conn.execute(f"DROP TABLE {schema}.{_diff.DIFF}")
                         self._conn.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING_LOCK,))
                         _rename(self._conn, LIVE, away)
@@ -211,38 +212,16 @@ class Replay:
         self._tell(record)
         return record
 
-    def _announce(self, schema: str) -> None:
-        """Leave the rows that change to the workers to publish, by the partition that they go to."""
-        for view in VIEWS:
-            if view.topic is None:
-                continue
-            payload = "NULL"
-            if len(view.key) > 1:
-                payload = """jsonb_agg(jsonb_build_array(customer_id::text, item, what = 'added', NULL) ORDER BY customer_id, item)"""
-            self._conn.execute(
-                f"""INSERT INTO hub.outbox (partitions, topic, customer_ids, payload, rebuilt)
-                    SELECT ARRAY[partition], %(topic)s, array_agg(DISTINCT customer_id), {payload}, true
-                    FROM (
-                        SELECT *, (dense_rank() OVER (PARTITION BY partition ORDER BY customer_id) - 1) / {CHUNK} AS chunk
-                        FROM (
-                            SELECT *, (crc32(convert_to(customer_id::text, 'UTF8')) %% %(partitions)s)::int AS partition
-                            FROM {schema}.{_diff.DIFF} WHERE view = %(view)s
-                        ) placed
-                    ) chunks
-                    GROUP BY partition, chunk ORDER BY partition, chunk""",
-                {"topic": view.topic, "view": view.name, "partitions": self._partitions},
-            )
-
     @property
     def _topic(self) -> str:
-        return kafka.topic(self._settings.kafka, kafka.CHANGES)
+        return generations.topic(self._settings.kafka, generations.current(self._conn))
 
     @property
     def _partitions(self) -> int:
         return len(_log.ends(self._settings.kafka, self._topic)) or self._settings.kafka.partitions
 
     def _beside(self, schema: str) -> Beside:
-        return Beside(self._settings, self._codec, schema=schema, priorities=self._priorities)
+        return Beside(self._settings, self._codec, schema=schema, topic=self._topic, priorities=self._priorities)
 
     def _defined_today(self, schema: str) -> bool:
         row = self._conn.execute("SELECT obj_description(to_regnamespace(%s), 'pg_namespace')", (schema,)).fetchone()
@@ -275,6 +254,35 @@ class Replay:
                 job.put(error=code)
             logger().warning(Log.REPLAY_ENDED, replay=job.id, state="interrupted", code=code)
             raise
+
+
+def announce(conn: psycopg.Connection[Any], schema: str, partitions: int) -> None:
+    """Leave the rows that differ to the workers to publish, by the partition that they go to.
+
+    Args:
+        conn: in the transaction that swaps the schema in.
+        schema: holds the table of differences, see _diff.py.
+        partitions: how many the change topics have.
+    """
+    for view in VIEWS:
+        if view.topic is None:
+            continue
+        payload = "NULL"
+        if len(view.key) > 1:
+            payload = """jsonb_agg(jsonb_build_array(customer_id::text, item, what = 'added', NULL) ORDER BY customer_id, item)"""
+        conn.execute(
+            f"""INSERT INTO hub.outbox (partitions, topic, customer_ids, payload, rebuilt)
+                SELECT ARRAY[partition], %(topic)s, array_agg(DISTINCT customer_id), {payload}, true
+                FROM (
+                    SELECT *, (dense_rank() OVER (PARTITION BY partition ORDER BY customer_id) - 1) / {CHUNK} AS chunk
+                    FROM (
+                        SELECT *, (crc32(convert_to(customer_id::text, 'UTF8')) %% %(partitions)s)::int AS partition
+                        FROM {schema}.{_diff.DIFF} WHERE view = %(view)s
+                    ) placed
+                ) chunks
+                GROUP BY partition, chunk ORDER BY partition, chunk""",
+            {"topic": view.topic, "view": view.name, "partitions": partitions},
+        )
 
 
 def refuse(diff: dict[str, Any], max_changed: float | None, *, force: bool) -> None:
