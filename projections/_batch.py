@@ -60,6 +60,7 @@ class Batch:
         bad: messages that can't be used, with the reason.
         counts: record name → events.
         gone: whether subjects are deleted or erased in it.
+        relinked: whether links of one subject are stated differently in it.
     """
 
     messages: Sequence[Message]
@@ -72,6 +73,7 @@ class Batch:
     bad: list[tuple[Message, UndecodableRecord | UnusableEvent]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     gone: bool = False
+    relinked: bool = False
 
 
 def prepare(codec: Codec, messages: Sequence[Message]) -> Batch:
@@ -139,6 +141,9 @@ def decoded(codec: Codec, messages: Sequence[Message], *, upto: datetime | None 
 
 def _stage(batch: Batch, tables: Tables) -> None:
     stated = pa.concat_tables(tables.subjects)
+    if len(tables.subjects) == len(batch.counts) and not tables.gone:
+        stated = _merged(stated)  # no fact is stated in two of the tables, so their bits add up
+    batch.relinked = pc.count_distinct(stated.column("subject")).as_py() < stated.num_rows
     batch.stripes = {stripe(c) for c in pc.unique(stated.column("customer_id")).to_pylist()}
     batch.stages["subjects"] = (tuple(stated.column_names), _copy.encode(stated.combine_chunks()))
     for fact in FACTS:
@@ -165,22 +170,23 @@ def masks(table: pa.Table) -> set[tuple[str, int]]:
     return set(zip(found["source"].to_pylist(), found["stated"].to_pylist(), strict=True))
 
 
+_LINK = ["subject", "customer_id", "link_seq"]
+
+
 def _subjects(records: pa.RecordBatch, facts: int) -> pa.Table:
     """One row per distinct link stated, with which facts of the subject are stated and one event that did."""
-    link = pa.table({name: records.column(name) for name in ("subject", "customer_id", "link_seq", "event_id")})
+    link = pa.table({name: records.column(name) for name in (*_LINK, "event_id")})
     # `last` needs the order of the rows, so one thread
-    distinct = link.group_by(["subject", "customer_id", "link_seq"], use_threads=False).aggregate(
-        [("event_id", "last")]
-    )
-    return pa.table(
-        {
-            "subject": distinct["subject"],
-            "customer_id": distinct["customer_id"],
-            "link_seq": distinct["link_seq"],
-            "event_id": distinct["event_id_last"],
-            "facts": pa.array(np.full(distinct.num_rows, facts, np.int32)),
-        }
-    )
+    distinct = link.group_by(_LINK, use_threads=False).aggregate([("event_id", "last")])
+    table = distinct.select([*_LINK, "event_id_last"]).rename_columns([*_LINK, "event_id"])
+    return table.append_column("facts", pa.array(np.full(distinct.num_rows, facts, np.int32)))
+
+
+def _merged(stated: pa.Table) -> pa.Table:
+    """One row per distinct link, with all facts that are stated of the subject."""
+    distinct = stated.group_by(_LINK, use_threads=False).aggregate([("event_id", "last"), ("facts", "sum")])
+    facts = distinct.column("facts_sum").cast(pa.int32())
+    return distinct.select([*_LINK, "event_id_last"]).rename_columns([*_LINK, "event_id"]).append_column("facts", facts)
 
 
 def _gone(subjects: Any, kinds: Any, at: Any) -> pa.Table:

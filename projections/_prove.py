@@ -18,7 +18,6 @@ import psycopg
 from caudal.projections import _places, _sql
 from caudal.projections._batch import ALL, STRIPES, Batch, Message, stripe
 from caudal.projections._pick import Picker
-from caudal.projections._publish import Change
 from caudal.projections._runner import STRIPE_LOCKS, Runner, statements
 from caudal.projections._schema import FACTS, LIVE, SWAP_LOCK, VIEWS
 from caudal.schemas.codec import Codec
@@ -98,7 +97,7 @@ class Prover(Runner):
         """Connect; the live schema must be there."""
         super().__init__(settings, codec, priorities=priorities, schema=SCRATCH, feed=False)
         self._picker = Picker(settings.kafka)
-        self._live = statements(LIVE, self._priority)
+        self._live = statements(LIVE, self._priority, feed=True)
         self._rebuilds = 0
 
     def rebuild(self, customer_id: str, *, repair: bool = False) -> Rebuilt:
@@ -208,15 +207,16 @@ class Prover(Runner):
             )
         cur.execute(f"INSERT INTO {LIVE}.stated_sets SELECT * FROM {SCRATCH}.stated_sets ON CONFLICT DO NOTHING")
         cur.execute("DELETE FROM touched")
+        cur.execute("DELETE FROM touched_subjects")
         cur.execute(
             "INSERT INTO touched (customer_id, facts) SELECT unnest(%s::text[])::uuid, %s", (sorted(customers), ALL)
         )
+        cur.execute(_sql.TOUCH_SUBJECTS.format(schema=LIVE))
         own, self._statements = self._statements, self._live
         try:
-            changes: list[Change] = self._refresh(cur, shrinking=True)
+            self._refresh(cur.connection, shrinking=True)
         finally:
             self._statements = own
-        self._store_outbox(cur, changes)
 
     # ---- what the runner does for a schema that lasts
 
@@ -228,8 +228,9 @@ class Prover(Runner):
         known = self._conn
         conn = super()._connection()
         if conn is not known:
-            for statement in _sql.tables(SCRATCH, FACTS, VIEWS):
-                conn.execute(statement)
+            for table in _sql.tables(SCRATCH, FACTS, VIEWS).values():
+                for statement in table:
+                    conn.execute(statement)
             conn.execute("SET default_transaction_isolation = 'repeatable read'")
         return conn
 

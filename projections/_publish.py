@@ -1,10 +1,13 @@
-"""Changed rows onto the change topics: encoded by the column, produced by the batch, confirmed before the outbox forgets them."""
+"""Changed rows onto the change topics, in a thread of its own: read from PostgreSQL's answer, encoded by the column, produced, and
+confirmed before the outbox forgets them.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,9 +20,12 @@ from caudal.schemas.codec import Codec, arrow_schema
 from caudal import kafka, telemetry
 from caudal.errors import BrokerUnavailable
 from caudal.settings import KafkaSettings
+from caudal.telemetry import Log, logger
 
-__all__ = ["Change", "Pending", "Publisher", "output_partition"]
+__all__ = ["Change", "Publisher", "output_partition"]
 
+WAITING_MOST = 2
+"""Batches that may wait to be published; then the next one waits to be applied."""
 RECORDS = {kafka.PROFILES: "CustomerProfile", kafka.METRICS: "CustomerMetrics", kafka.SEGMENTS: "SegmentChanged"}
 
 
@@ -28,76 +34,81 @@ def output_partition(customer_id: str, partitions: int) -> int:
     return crc32(customer_id.encode()) % partitions
 
 
-@dataclass
+@dataclass(frozen=True)
 class Change:
-    """Rows of one view that changed, as its columns; `gone` are customers whose row was deleted."""
+    """Rows of one view that changed, each the view's columns (of memberships: customer, value, entered, cause) and its version.
+
+    Attributes:
+        view: whose rows.
+        outbox: the row of the outbox that notes them, if one does.
+        rows: gives the rows; called once, by the publishing thread. A first row of nulls stands for none.
+        gone: customers whose row was deleted.
+    """
 
     view: View
-    rows: Sequence[tuple[Any, ...]] = ()
+    outbox: int | None
+    rows: Callable[[], Sequence[tuple[Any, ...]]]
     gone: Sequence[str] = ()
-    version: int = 0
-
-    def customers(self) -> list[str]:
-        """Every customer in it, once."""
-        return list(dict.fromkeys([*(row[0] for row in self.rows), *self.gone]))
 
 
 @dataclass
-class Pending:
-    """Messages under way; `outbox` are the ids to forget when all are acknowledged."""
+class _Job:
+    """Changes on their way; `outbox` are the ids to forget when all are acknowledged."""
 
-    outbox: list[int]
-    left: int = 0
+    changes: Sequence[Change]
+    rebuilt: bool = False
+    outbox: list[int] = field(default_factory=list)
+    made: float = field(default_factory=time.monotonic)
     failed: list[str] = field(default_factory=list)
+    done: bool = False
+    dropped: bool = False
 
-    def delivered(self, error: Any, _message: Any) -> None:
-        """Delivery report of one message."""
-        self.left -= 1
+    def refused(self, error: Any, _message: Any) -> None:
+        """Delivery report of a message that was not stored."""
         if error is not None:
             self.failed.append(error.str())
 
 
 class Publisher:
-    """Publishes changes in the order given; not for several threads at once."""
+    """Publishes changes in the order given. Its methods are for one thread at a time.
 
-    def __init__(self, settings: KafkaSettings, codec: Codec, *, timeout_ms: int) -> None:
-        # a message older than the group's session may already have been published, newer, by the partition's next owner
+    Nothing may be published that the partition's next owner may already have published, newer. When this process stood still for a
+    while, the group may have given its partitions away: what was waiting then is refused, and the outbox decides.
+    """
+
+    def __init__(self, settings: KafkaSettings, codec: Codec, *, session_ms: int) -> None:
+        """Publisher of a member of the consumer group whose session times out after `session_ms`."""
+        self._patience_s = session_ms / 2000
         self._producer = kafka.producer(
-            settings, **{"message.timeout.ms": timeout_ms, "queue.buffering.max.messages": 1_000_000}
+            settings,
+            **{
+                "message.timeout.ms": int(session_ms * 0.45),  # with the patience less than the session
+                "queue.buffering.max.messages": 1_000_000,
+                "delivery.report.only.error": True,
+            },
         )
         self._settings = settings
         self._codec = codec
-        self._pending: deque[Pending] = deque()
+        self._jobs: deque[_Job] = deque()
+        """Under way, in order; only the methods append and remove, only the thread sets `done`."""
+        self._changed = threading.Condition()
+        self._closing = False
+        self._seen = self._stood_still = 0.0
+        self._thread = threading.Thread(target=self._work, name="publish", daemon=True)
+        self._thread.start()
 
-    def publish(self, changes: Iterable[Change], outbox: list[int], *, rebuilt: bool = False) -> None:
-        """Queue the messages of `changes`; returns before they are acknowledged.
+    def publish(self, changes: Sequence[Change], *, rebuilt: bool = False) -> None:
+        """Queue `changes`; returns before they are acknowledged, unless too many wait.
 
         Raises:
-            BrokerUnavailable: the queue stays full, or earlier messages were refused.
+            BrokerUnavailable: nothing gets through.
         """
-        pending = Pending(outbox)
-        for change in changes:
-            topic = change.view.topic
-            if topic is None:
-                continue
-            keys, values = self._encoded(change, topic, rebuilt=rebuilt)
-            messages: list[dict[str, Any]] = [{"key": k, "value": v} for k, v in zip(keys, values, strict=True)]
-            messages += [{"key": c.encode(), "value": None} for c in change.gone]
-            pending.left += len(messages)
-            self._produce(kafka.topic(self._settings, topic), messages, pending)
-            telemetry.PUBLISHED.labels(topic).inc(len(messages))
-        self._pending.append(pending)
-        self._producer.poll(0)
-
-    def _produce(self, topic: str, messages: list[dict[str, Any]], pending: Pending) -> None:
-        deadline = time.monotonic() + 30
-        while messages:
-            self._producer.produce_batch(topic, messages, on_delivery=pending.delivered)
-            messages = [{"key": m["key"], "value": m["value"]} for m in messages if "_error" in m]
-            if messages and time.monotonic() > deadline:
-                raise BrokerUnavailable("Kafka takes no change messages: the queue stays full")
-            if messages:
-                self._producer.poll(0.05)
+        outbox = [change.outbox for change in changes if change.outbox is not None]
+        with self._changed:
+            if not self._changed.wait_for(lambda: sum(not job.done for job in self._jobs) < WAITING_MOST, 60):
+                raise BrokerUnavailable("Kafka takes no change messages")
+            self._jobs.append(_Job(changes, rebuilt, outbox))
+            self._changed.notify_all()
 
     def confirmed(self, *, wait_s: float = 0.0) -> list[int]:
         """Outbox ids whose messages are all acknowledged since the last call, in order.
@@ -105,54 +116,127 @@ class Publisher:
         Raises:
             BrokerUnavailable: messages were refused; the outbox still holds them.
         """
-        self._producer.poll(0)
-        if wait_s:
-            self._producer.flush(wait_s)
-        done: list[int] = []
-        while self._pending and self._pending[0].left == 0:
-            pending = self._pending.popleft()
-            if pending.failed:
-                self._pending.clear()
-                raise BrokerUnavailable(f"Kafka refused {len(pending.failed)} change messages: {pending.failed[0]}")
-            done += pending.outbox
-        return done
+        ids: list[int] = []
+        with self._changed:
+            if wait_s:
+                self._changed.wait_for(lambda: all(job.done for job in self._jobs), wait_s)
+            while self._jobs and self._jobs[0].done:
+                job = self._jobs[0]
+                if job.failed:
+                    # those after it are not told apart from it: what the outbox holds of them is published again
+                    self._changed.wait_for(lambda: all(job.done for job in self._jobs), 30)
+                    self._jobs.clear()
+                    raise BrokerUnavailable(f"Kafka refused {len(job.failed)} change messages: {job.failed[0]}")
+                ids += self._jobs.popleft().outbox
+        return ids
+
+    def settle(self, timeout_s: float) -> None:
+        """Wait for what is under way, and drop what isn't done by then: others go on with the partitions."""
+        with self._changed:
+            self._changed.wait_for(lambda: all(job.done for job in self._jobs), timeout_s)
+            left = [job for job in self._jobs if not job.done]
+            for job in left:
+                job.dropped = True
+                self._jobs.remove(job)
 
     def put_aside(self, topic: str, letters: Sequence[tuple[bytes, bytes, str]]) -> None:
-        """Write (key, value, code) dead letters and wait for the acknowledgement.
+        """Write (key, value, code) dead letters and wait until they are stored.
 
         Raises:
             BrokerUnavailable: not acknowledged in time.
         """
-        pending = Pending([], left=len(letters))
+        job = _Job([])
         for key, value, code in letters:
-            self._producer.produce(topic, key=key, value=value, headers={"code": code}, on_delivery=pending.delivered)
-        self._producer.flush(30)
-        if pending.left or pending.failed:
+            self._producer.produce(topic, key=key, value=value, headers={"code": code}, on_delivery=job.refused)
+        if self._producer.flush(30) or job.failed:
             raise BrokerUnavailable("Kafka did not take the dead letters")
 
     @property
     def under_way(self) -> list[int]:
         """Outbox ids whose messages are not yet known to be acknowledged."""
-        return [id_ for pending in self._pending for id_ in pending.outbox]
+        return [id_ for job in self._jobs for id_ in job.outbox]
 
     def close(self) -> None:
         """Wait a little for what is under way; the outbox has whatever is not acknowledged."""
-        self._producer.flush(5)
+        self.settle(5)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(5)
+
+    # ---- the thread
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or any(not job.done for job in self._jobs))
+                jobs = [job for job in self._jobs if not job.done]
+                broken = any(job.failed for job in self._jobs)
+            if self._closing:
+                return
+            started = time.perf_counter()
+            for job in jobs:
+                if broken:
+                    job.failed.append("one before it was refused")
+                elif not self._sent(job):
+                    broken = True
+            while self._producer.flush(0.2) and not self._closing:
+                self._look()
+            telemetry.BATCH_SECONDS.labels("publish").observe(time.perf_counter() - started)
+            with self._changed:
+                for job in jobs:
+                    job.done = True
+                self._changed.notify_all()
+
+    def _sent(self, job: _Job) -> bool:
+        """Hand a job's messages to the producer; False when that is not possible."""
+        self._seen = max(self._seen, job.made)
+        try:
+            for change in job.changes:
+                topic = change.view.topic
+                assert topic is not None
+                keys, values = self._encoded(change, topic, rebuilt=job.rebuilt)
+                messages: list[dict[str, Any]] = [{"key": k, "value": v} for k, v in zip(keys, values, strict=True)]
+                messages += [{"key": c.encode(), "value": None} for c in change.gone]
+                self._look()
+                if job.dropped or job.made < self._stood_still:
+                    job.failed.append("too old")
+                    break
+                self._produce(kafka.topic(self._settings, topic), messages, job)
+                telemetry.PUBLISHED.labels(topic).inc(len(messages))
+        except Exception as exc:
+            # whatever it is, the rows stay in the outbox and are tried again
+            logger().exception(Log.PROCESS_FAILED, process="worker", step="publish", error=type(exc).__name__)
+            job.failed.append(type(exc).__name__)
+        return not job.failed
+
+    def _look(self) -> None:
+        """Note when too much time has passed since the last look."""
+        before, self._seen = self._seen, time.monotonic()
+        if self._seen - before > self._patience_s:
+            self._stood_still = self._seen
+
+    def _produce(self, topic: str, messages: list[dict[str, Any]], job: _Job) -> None:
+        deadline = time.monotonic() + 30
+        while messages:
+            self._producer.produce_batch(topic, messages, on_delivery=job.refused)
+            messages = [{"key": m["key"], "value": m["value"]} for m in messages if "_error" in m]
+            if messages and time.monotonic() > deadline:
+                raise BrokerUnavailable("Kafka takes no change messages: the queue stays full")
+            if messages:
+                self._producer.poll(0.05)
 
     def _encoded(self, change: Change, topic: str, *, rebuilt: bool) -> tuple[list[bytes], list[bytes]]:
-        if not change.rows:
+        rows = change.rows()
+        if not rows or rows[0][0] is None:
             return [], []
         record = RECORDS[topic]
-        now = datetime.now(UTC)
-        if topic == kafka.SEGMENTS:
-            columns = dict(
-                zip(("customer_id", "segment", "entered", "cause"), zip(*change.rows, strict=True), strict=True)
-            )
+        segments = topic == kafka.SEGMENTS
+        names = ("customer_id", "segment", "entered", "cause") if segments else change.view.columns
+        columns = dict(zip((*names, "version"), zip(*rows, strict=True), strict=True))
+        if segments:
             columns["change"] = tuple("entered" if e else "left" for e in columns.pop("entered"))
-        else:
-            columns = dict(zip(change.view.columns, zip(*change.rows, strict=True), strict=True))
-        count = len(change.rows)
-        columns |= {"version": (change.version,) * count, "rebuilt": (rebuilt,) * count, "changed_at": (now,) * count}
+        columns |= {"rebuilt": (rebuilt,) * len(rows), "changed_at": (datetime.now(UTC),) * len(rows)}
         schema = arrow_schema(record)
         arrays = []
         for name in schema.names:

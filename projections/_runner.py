@@ -4,14 +4,16 @@ Concurrency. A view row of a customer is recomputed from facts that several work
 may lie in several partitions after a merge). Whoever refreshes it must see all that was committed before, so a batch first takes
 the advisory locks of its customers' *stripes* (64, by CRC32 of the customer id, in ascending order) and holds them to the commit. A
 partition's customers lie in few stripes of their own, so workers on different partitions don't wait for each other. The links
-tell only later which further customers a batch touches; their stripes are tried without waiting, and when one is taken the batch
-starts again with all of them.
+tell only later which further customers a batch touches; when it doesn't hold one of their stripes, it starts again with all of them,
+so that all it reads is read under the locks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -27,10 +29,10 @@ from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import dead_letter
 from psycopg import sql
 from psycopg.errors import FeatureNotSupported, UndefinedColumn, UndefinedTable
-from psycopg.types.json import Jsonb, set_json_loads
+from psycopg.types.json import set_json_loads
 
 from caudal import generations, kafka, postgres, telemetry
-from caudal.errors import LostPartition, Poison, UnusableEvent
+from caudal.errors import LostPartition, Poison, Retryable, UnusableEvent
 from caudal.settings import Settings
 from caudal.telemetry import Log, logger
 
@@ -39,7 +41,7 @@ __all__ = ["STRIPE_LOCKS", "Runner", "statements"]
 _VIEWS = {view.name: view for view in VIEWS}
 LOOK_EVERY_S = 0.25
 """How long what another worker left in the outbox may wait."""
-_OURS = -1
+SETTLE_S = 3.0
 STRIPE_LOCKS = 0x6361_7564
 """First key of the advisory locks, to keep clear of other users of the database; each schema but the live one has its own."""
 _RESHAPED = (UndefinedTable, UndefinedColumn, FeatureNotSupported)
@@ -72,6 +74,10 @@ class _Stripes(Exception):
     def __init__(self, missing: set[int]) -> None:
         super().__init__()
         self.missing = missing
+
+
+class _Outrun(Exception):
+    """Another worker has linked a subject of the batch meanwhile."""
 
 
 class _Swapped(Exception):
@@ -108,13 +114,14 @@ class Runner:
         self._settings = settings
         self._codec = codec
         self._priority = _sql.priority_sql(priorities or {})
-        timeout_ms = max(1000, settings.worker.session_timeout_ms - 1000)
-        self._publisher = Publisher(settings.kafka, codec, timeout_ms=timeout_ms) if feed else None
+        self._publisher = (
+            Publisher(settings.kafka, codec, session_ms=settings.worker.session_timeout_ms) if feed else None
+        )
         self._mine: set[int] = set()
         self._looked = 0.0
         self._untidy = 1.0  # what an earlier worker left is put in order at once
         self._conn: psycopg.Connection[Any] | None = None
-        self._statements = statements(schema, self._priority)
+        self._statements = statements(schema, self._priority, feed=feed)
         self._log = logger()
         with postgres.translated():
             self._oid = self._ensure()
@@ -136,8 +143,12 @@ class Runner:
         return {p: known.get(p, 0) for p in partitions}
 
     def revoked(self, partitions: Sequence[int]) -> None:
-        """The partitions belong to someone else now."""
+        """The partitions belong to someone else from now on: publish the last of them first."""
         self._mine -= set(partitions)
+        if self._publisher:
+            self._publisher.settle(SETTLE_S)
+            with contextlib.suppress(Retryable):  # the next owner finds in the outbox what is missing
+                self._finish_published()
 
     def decode(self, messages: Sequence[Message]) -> Batch:
         """Make messages ready for `apply`. Needs no database: run it beside the batch before."""
@@ -163,10 +174,12 @@ class Runner:
         while True:
             try:
                 with postgres.translated():
-                    changes, outbox = self._transaction(batch, stripes)
+                    changes = self._transaction(batch, stripes)
                 break
             except _Stripes as more:
                 stripes |= more.missing
+            except _Outrun:
+                continue
             except _Swapped:
                 self._look()
             except _RESHAPED:
@@ -177,14 +190,14 @@ class Runner:
                 return
         seconds = time.perf_counter() - started
         telemetry.BATCH_SECONDS.labels("apply").observe(seconds)
-        self._log.debug(Log.BATCH_PROJECTED, events=len(batch.messages), seconds=round(seconds, 4), changed=len(outbox))
+        self._log.debug(
+            Log.BATCH_PROJECTED, events=len(batch.messages), seconds=round(seconds, 4), changed=len(changes)
+        )
         telemetry.BATCH_EVENTS.labels("project").observe(len(batch.messages))
         for event, count in batch.counts.items():
             telemetry.PROJECTED.labels(event).inc(count)
-        if outbox and self._publisher:
-            published = time.perf_counter()
-            self._publisher.publish(changes, outbox)
-            telemetry.BATCH_SECONDS.labels("publish").observe(time.perf_counter() - published)
+        if changes and self._publisher:
+            self._publisher.publish(changes)
 
     def recover(self, partitions: Sequence[int]) -> int:
         """Publish what the outbox still holds for these partitions, in order; returns the number of customers.
@@ -225,42 +238,42 @@ class Runner:
 
     # ---- the transaction
 
-    def _transaction(self, batch: Batch, stripes: set[int]) -> tuple[list[Change], list[int]]:
+    def _transaction(self, batch: Batch, stripes: set[int]) -> list[Change]:
         conn = self._connection()
         run = self._statements
         with conn.transaction(), conn.cursor(binary=True) as cur:
             if not batch.stages:
                 self._lock(cur, set())
                 self._advance(cur, batch)
-                return [], []
+                return []
             self._stage(cur, batch)
             self._lock(cur, stripes)
-            cur.execute(run["links"], {"linked": LINKED, "all": ALL})
-            moved = [customer for (customer,) in cur.fetchall()]
+            cur.execute(run["links"], {"new": ALL if batch.relinked else LINKED, "all": ALL})
+            complete, moved, erased = cur.fetchone() or (True, False, False)
+            if not complete:
+                raise _Outrun
             if batch.gone:
                 cur.execute(run["gone"])
-            cur.execute(run["any_erased"])
-            if (row := cur.fetchone()) and row[0]:
+                cur.execute(run["any_erased"])
+                erased = (cur.fetchone() or (False,))[0]
+            if erased:
                 for fact in FACTS:
                     for statement in run[f"prune {fact.name}"]:
                         cur.execute(statement)
-            shrinking = bool(moved) or batch.gone
+            shrinking = moved or batch.gone
             for fact in FACTS:
-                if fact.name in batch.stages or (row and row[0]):
-                    shrinking |= self._write(cur, fact, batch, pruned=bool(row and row[0]))
-            self._touch(cur, moved, stripes)
-            changes = self._refresh(cur, shrinking=shrinking)
-            outbox: list[int] = []
-            if self._feed:
-                outbox = self._store_outbox(cur, changes)
-            else:
+                if fact.name in batch.stages or erased:
+                    shrinking |= self._write(cur, fact, batch, pruned=erased)
+            self._touch(cur, stripes)
+            changes = self._refresh(conn, shrinking=shrinking)
+            if not self._feed:
                 cur.execute("SELECT customer_id::text FROM touched")
                 touched = {customer for (customer,) in cur.fetchall()}
             self._store_places(cur, batch)
             self._advance(cur, batch)
         if not self._feed:
             self.touched |= touched
-        return changes, outbox
+        return changes
 
     def _stage(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         for name, (columns, data) in batch.stages.items():
@@ -305,67 +318,32 @@ class Runner:
         row = cur.fetchone()
         return bool(row and row[0])
 
-    def _touch(self, cur: psycopg.Cursor[Any], moved: list[str], held: set[int]) -> None:
-        cur.execute(self._statements["touch"], {"moved": moved, "all": ALL})
+    def _touch(self, cur: psycopg.Cursor[Any], held: set[int]) -> None:
+        cur.execute(self._statements["touch"])
         row = cur.fetchone()
-        missing = set(row[0] or ()) - held if row else set()
-        for one in sorted(missing):
-            cur.execute("SELECT pg_try_advisory_xact_lock(%s::int, %s::int)", (self._stripe_locks, one))
-            got = cur.fetchone()
-            if not (got and got[0]):
-                raise _Stripes(missing)
+        if missing := set(row[0] or ()) - held if row else set():
+            raise _Stripes(missing)
 
-    def _refresh(self, cur: psycopg.Cursor[Any], *, shrinking: bool) -> list[Change]:
+    def _refresh(self, conn: psycopg.Connection[Any], *, shrinking: bool) -> list[Change]:
+        """Refresh each view and note in the outbox what changed; gives what this worker has to publish of it."""
+        mine = sorted(self._mine) or list(range(self._partitions))
+        values = {"mine": mine, "whole": len(mine) == self._partitions, "partitions": self._partitions}
         changes = []
         for view in VIEWS:
             gone: list[str] = []
+            cur = conn.cursor(binary=True)  # each its own: what is found is taken up when it is published
             if shrinking and len(view.key) == 1:
                 cur.execute(self._statements[f"remove {view.name}"])
                 gone = [str(customer) for (customer,) in cur.fetchall()]
-            cur.execute(self._statements[f"refresh {view.name}"])
-            rows = cur.fetchall()
-            if rows or gone:
-                changes.append(Change(view, rows, gone))
-                telemetry.VIEW_ROWS.labels(view.name).inc(len(rows) + len(gone))
+            cur.execute(self._statements[f"refresh {view.name}"], {**values, "gone": gone})
+            if (first := cur.fetchone()) is not None:
+                rows = partial(_rows, cur, first)
+                changes.append(Change(view, first[-1], rows, [c for c in gone if self._owns(c)]))
+                telemetry.VIEW_ROWS.labels(view.name).inc(cur.rowcount + len(gone))
         return changes
 
-    def _store_outbox(self, cur: psycopg.Cursor[Any], changes: list[Change]) -> list[int]:
-        """Note what changed, by who has to publish it; takes customers of other workers' partitions out of `changes`."""
-        mine: list[int] = []
-        for change in changes:
-            own, others = self._split(change)
-            for part, partitions in [(own, sorted(self._mine) or list(range(self._partitions)))] + [
-                (other, [partition]) for partition, other in others.items()
-            ]:
-                if not (part.rows or part.gone):
-                    continue
-                payload = Jsonb([list(row) for row in part.rows]) if len(change.view.key) > 1 else None
-                cur.execute(
-                    """INSERT INTO hub.outbox (partitions, topic, customer_ids, payload)
-                       VALUES (%s, %s, %s::text[]::uuid[], %s) RETURNING id""",
-                    (partitions, change.view.topic, part.customers(), payload),
-                )
-                row = cur.fetchone()
-                if part is own and row:
-                    mine.append(row[0])
-                    change.version = row[0]
-            change.rows, change.gone = own.rows, own.gone
-        return mine
-
-    def _split(self, change: Change) -> tuple[Change, dict[int, Change]]:
-        if len(self._mine) in {0, self._partitions}:
-            return Change(change.view, change.rows, change.gone), {}
-        parts: dict[int, tuple[list[tuple[Any, ...]], list[str]]] = {}
-        for row in change.rows:
-            parts.setdefault(self._owner(row[0]), ([], []))[0].append(row)
-        for customer in change.gone:
-            parts.setdefault(self._owner(customer), ([], []))[1].append(customer)
-        own = Change(change.view, *parts.pop(_OURS, ((), ())))
-        return own, {partition: Change(change.view, *part) for partition, part in parts.items()}
-
-    def _owner(self, customer_id: str) -> int:
-        partition = output_partition(customer_id, self._partitions)
-        return _OURS if partition in self._mine else partition
+    def _owns(self, customer_id: str) -> bool:
+        return not self._mine or output_partition(customer_id, self._partitions) in self._mine
 
     def _store_places(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         """Remember where the batch's events lie; now and then put the rows in order."""
@@ -494,16 +472,16 @@ class Runner:
             ours = [c for c in customers if output_partition(c, self._partitions) in partitions]
             with conn.cursor(binary=True) as cur:
                 cur.execute("SELECT nextval(pg_get_serial_sequence('hub.outbox', 'id'))")
-                row = cur.fetchone()
-                change = Change(view, version=row[0] if row else id_)
+                version = (cur.fetchone() or (id_,))[0]
+                rows, gone = [], []
                 if payload is not None:
-                    change.rows = [tuple(r) for r in payload if r[0] in set(ours)]
+                    rows = [(*row, version) for row in payload if row[0] in set(ours)]
                 elif ours:
-                    cur.execute(self._statements[f"read {view.name}"], (ours,))
-                    change.rows = cur.fetchall()
-                    change.gone = sorted(set(ours) - {r[0] for r in change.rows})
-            if change.rows or change.gone:
-                publisher.publish([change], [], rebuilt=rebuilt)
+                    cur.execute(self._statements[f"read {view.name}"], (version, ours))
+                    rows = cur.fetchall()
+                    gone = sorted(set(ours) - {row[0] for row in rows})
+            if rows or gone:
+                publisher.publish([Change(view, None, partial(list, rows), gone)], rebuilt=rebuilt)
                 done += len(ours)
             rest = sorted(set(of) - set(partitions))
             confirmed = publisher.confirmed(wait_s=30.0)
@@ -536,7 +514,7 @@ class Runner:
         return self._conn
 
 
-def statements(schema: str, priority: str) -> dict[str, Any]:
+def statements(schema: str, priority: str, *, feed: bool) -> dict[str, Any]:
     """Every statement of a batch, made once: the same text each time lets PostgreSQL keep its plan."""
     made: dict[str, Any] = {
         "links": _sql.LINKS_UPSERT.format(schema=schema),
@@ -552,11 +530,16 @@ def statements(schema: str, priority: str) -> dict[str, Any]:
         if fact.partial:
             made[f"composites {fact.name}"] = _sql.composites(schema, fact)
     for view in VIEWS:
-        made[f"refresh {view.name}"] = _sql.refresh(view, schema, priority, _mask(view))
+        made[f"refresh {view.name}"] = _sql.refresh(view, schema, priority, _mask(view), feed=feed)
         if len(view.key) == 1:
             made[f"remove {view.name}"] = _sql.remove(view, schema, priority)
             made[f"read {view.name}"] = _sql.read(view, schema)
     return made
+
+
+def _rows(cur: psycopg.Cursor[Any], first: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """All rows of an answer whose first row was taken."""
+    return [first, *cur.fetchall()]
 
 
 def _partition_count(settings: Settings, topic: str) -> int:

@@ -18,6 +18,7 @@ __all__ = [
     "LINKS_UPSERT",
     "STAGES",
     "TOUCH",
+    "TOUCH_SUBJECTS",
     "books",
     "column_ddl",
     "composites",
@@ -144,13 +145,17 @@ def definition(facts: tuple[Fact, ...], views: tuple[View, ...]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-STAGE_SUBJECTS = """CREATE TEMP TABLE stage_subjects (
-    subject text COLLATE "C", customer_id text, link_seq bigint, event_id text COLLATE "C", facts int) ON COMMIT DELETE ROWS"""
-STAGE_GONE = """CREATE TEMP TABLE stage_gone (
-    subject text COLLATE "C", deleted_at timestamptz, erased_at timestamptz) ON COMMIT DELETE ROWS"""
-STAGE_MOVED = 'CREATE TEMP TABLE stage_moved (subject text COLLATE "C", facts int) ON COMMIT DELETE ROWS'
-TOUCHED = "CREATE TEMP TABLE touched (customer_id uuid, facts int, cause text) ON COMMIT DELETE ROWS"
-STAGES = (STAGE_SUBJECTS, STAGE_GONE, STAGE_MOVED, TOUCHED)
+STAGES = (
+    """CREATE TEMP TABLE stage_subjects (
+        subject text COLLATE "C", customer_id text, link_seq bigint, event_id text COLLATE "C", facts int) ON COMMIT DELETE ROWS""",
+    """CREATE TEMP TABLE stage_gone (
+        subject text COLLATE "C", deleted_at timestamptz, erased_at timestamptz) ON COMMIT DELETE ROWS""",
+    'CREATE TEMP TABLE stage_moved (subject text COLLATE "C", facts int) ON COMMIT DELETE ROWS',
+    "CREATE TEMP TABLE stage_linked (customer_id uuid, facts int, cause text) ON COMMIT DELETE ROWS",
+    "CREATE TEMP TABLE touched (customer_id uuid, facts int, cause text) ON COMMIT DELETE ROWS",
+    """CREATE TEMP TABLE touched_subjects (
+        customer_id uuid, subject text, source text, deleted_at timestamptz, facts int) ON COMMIT DELETE ROWS""",
+)
 """Staging tables that every batch uses."""
 
 
@@ -164,23 +169,36 @@ def stage_ddl(fact: Fact) -> tuple[str, ...]:
 
 
 LINKS_UPSERT = """
-    WITH written AS (
-    INSERT INTO {schema}.links AS l (subject, source, customer_id, link_seq)
-    SELECT DISTINCT ON (s.subject) s.subject, split_part(s.subject, ':', 1), s.customer_id::uuid, s.link_seq
-    FROM stage_subjects s LEFT JOIN LATERAL (SELECT * FROM {schema}.links x WHERE x.subject = s.subject OFFSET 0) l ON true
-    WHERE l.subject IS NULL OR l.link_seq < s.link_seq OR (l.link_seq + s.link_seq = 0 AND s.customer_id::uuid < l.customer_id)
-    ORDER BY s.subject, s.link_seq DESC, s.customer_id
-    ON CONFLICT (subject) DO UPDATE SET customer_id = excluded.customer_id, link_seq = excluded.link_seq
-    WHERE l.link_seq < excluded.link_seq OR (l.link_seq + excluded.link_seq = 0 AND excluded.customer_id < l.customer_id)
-    RETURNING new.subject AS subject, old.customer_id AS was
-    ), noted AS (
-        INSERT INTO stage_moved (subject, facts)
-        SELECT subject, CASE WHEN was IS NULL THEN %(linked)s::int ELSE %(all)s::int END FROM written
+    WITH known AS MATERIALIZED (
+        SELECT s.subject, s.customer_id::uuid AS stated, s.link_seq, s.facts, s.event_id, l.customer_id AS linked, l.erased_at,
+               l.subject IS NULL OR l.link_seq < s.link_seq
+               OR (l.link_seq + s.link_seq = 0 AND s.customer_id::uuid < l.customer_id) AS newer
+        FROM stage_subjects s LEFT JOIN LATERAL (SELECT * FROM {schema}.links x WHERE x.subject = s.subject OFFSET 0) l ON true
+    ), newest AS MATERIALIZED (
+        SELECT DISTINCT ON (subject) subject, stated, link_seq FROM known WHERE newer ORDER BY subject, link_seq DESC, stated
+    ), written AS (
+        INSERT INTO {schema}.links AS l (subject, source, customer_id, link_seq)
+        SELECT subject, split_part(subject, ':', 1), stated, link_seq FROM newest
+        ON CONFLICT (subject) DO UPDATE SET customer_id = excluded.customer_id, link_seq = excluded.link_seq
+        WHERE l.link_seq < excluded.link_seq OR (l.link_seq + excluded.link_seq = 0 AND excluded.customer_id < l.customer_id)
+        RETURNING new.customer_id AS customer_id, old.customer_id AS was
+    ), linked AS (
+        INSERT INTO stage_linked (customer_id, facts, cause)
+        SELECT CASE WHEN newer THEN stated ELSE linked END, facts, event_id FROM known
+        UNION ALL
+        SELECT customer_id, CASE WHEN was IS NULL THEN %(new)s::int ELSE %(all)s::int END, NULL FROM written
+        UNION ALL
+        SELECT was, %(all)s, NULL FROM written WHERE was IS NOT NULL
     )
-    SELECT was::text FROM written WHERE was IS NOT NULL
+    SELECT (SELECT count(*) FROM newest) = (SELECT count(*) FROM written),
+           EXISTS (SELECT FROM written WHERE was IS NOT NULL),
+           EXISTS (SELECT FROM known WHERE erased_at IS NOT NULL)
 """
-"""The newest seq of a subject wins; seq 0, which an erasure gives, may name several customers, of which the least wins. Gives the
-customers that lost a subject; with a moved subject everything known of it moves."""
+"""The newest seq of a subject wins; seq 0, which an erasure gives, may name several customers, of which the least wins. The customers
+of the batch's subjects are noted; with a moved subject everything known of it moves. Gives whether every link was written (else another
+worker was quicker), whether some customer lost a subject by it, and whether some subject is erased. `new` are the facts that a new subject
+touches beside those that are stated of it.
+"""
 
 GONE_UPSERT = """
     UPDATE {schema}.links l
@@ -213,23 +231,29 @@ STATED_SETS = """
 """
 """Note which sets of fields each source states; true when some source of the batch states more than one."""
 
-TOUCH = """
+TOUCH_SUBJECTS = """INSERT INTO touched_subjects (customer_id, subject, source, deleted_at, facts)
+        SELECT t.customer_id, l.subject, l.source, greatest(l.deleted_at, l.erased_at), t.facts
+        FROM touched t CROSS JOIN LATERAL (SELECT * FROM {schema}.links x WHERE x.customer_id = t.customer_id OFFSET 0) l"""
+"""All subjects of the touched customers."""
+
+TOUCH = (
+    """
     WITH t AS (
         INSERT INTO touched (customer_id, facts, cause)
         SELECT customer_id, bit_or(facts), max(cause) FROM (
-            SELECT l.customer_id, s.facts, s.event_id AS cause FROM stage_subjects s
-            CROSS JOIN LATERAL (SELECT x.customer_id FROM {schema}.links x WHERE x.subject = s.subject OFFSET 0) l
+            SELECT customer_id, facts, cause FROM stage_linked
             UNION ALL
             SELECT l.customer_id, m.facts, NULL FROM stage_moved m
             CROSS JOIN LATERAL (SELECT x.customer_id FROM {schema}.links x WHERE x.subject = m.subject OFFSET 0) l
-            UNION ALL
-            SELECT unnest(%(moved)s::uuid[]), %(all)s, NULL
         ) s GROUP BY customer_id
-        RETURNING customer_id
-    )
+        RETURNING customer_id, facts
+    ), subjects AS ("""
+    + TOUCH_SUBJECTS.replace("touched t", "t")
+    + """)
     SELECT array_agg(DISTINCT crc32(convert_to(customer_id::text, 'UTF8')) & 63) FROM t
 """
-"""The customers that the batch touched, with what was touched; returns their stripes (see _runner.py)."""
+)
+"""The customers that the batch touched, with what was touched, and all their subjects; returns their stripes (see _runner.py)."""
 
 
 def upsert(schema: str, fact: Fact) -> str:
@@ -256,7 +280,7 @@ def composites(schema: str, fact: Fact) -> tuple[str, ...]:
     """Things of which statements with different sets of fields are known: keep the newest of each set, then put the row together.
 
     The row takes every field from the newest statement that states it; subject and version come from the newest of all.
-    """
+    """  # IN (…) IS TRUE keeps the planner from a join, so that it looks up a hash
     key = ", ".join(fact.key)
     on = " AND ".join(f"f.{k} = s.{k}" for k in fact.key)
     newest = ", ".join(f"{c.strip()} DESC" for c in VERSION.split(","))
@@ -280,7 +304,7 @@ def composites(schema: str, fact: Fact) -> tuple[str, ...]:
             WHERE f.stated <> {COMPOSITE} ORDER BY {", ".join(f"f.{k}" for k in fact.key)} ON CONFLICT ({key}, stated) DO NOTHING""",
         f"""INSERT INTO {parts} AS p ({columns})
             SELECT DISTINCT ON ({", ".join(f"f.{k}" for k in fact.key)}, f.stated) {", ".join(f"f.{c}" for c in fact.all_columns)}
-            FROM stage_{fact.name} f WHERE ({", ".join(f"f.{k}" for k in fact.key)}) IN (SELECT {key} FROM composite_{fact.name})
+            FROM stage_{fact.name} f WHERE (({", ".join(f"f.{k}" for k in fact.key)}) IN (SELECT {key} FROM composite_{fact.name})) IS TRUE
             ORDER BY {", ".join(f"f.{k}" for k in fact.key)}, f.stated, {newest}
             ON CONFLICT ({key}, stated) DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in rest)}
             WHERE ({current}) < ({version})""",
@@ -360,26 +384,26 @@ def prune(schema: str, fact: Fact) -> tuple[str, ...]:
 
 def _ctes(view: View, schema: str, restriction: str) -> str:
     if restriction:
-        customers = f"SELECT customer_id FROM touched WHERE {restriction}"
-        source = f"customers t CROSS JOIN LATERAL (SELECT * FROM {schema}.links x WHERE x.customer_id = t.customer_id {FENCE}) l"
-    else:
-        customers = f"SELECT DISTINCT customer_id FROM {schema}.links"
-        source = f"{schema}.links l"
-    return f"""customers AS ({customers}),
-        subjects AS (SELECT l.customer_id, l.subject, l.source, greatest(l.deleted_at, l.erased_at) AS deleted_at FROM {source})"""
+        return f"""customers AS (SELECT customer_id FROM touched WHERE {restriction}),
+            subjects AS (SELECT customer_id, subject, source, deleted_at FROM touched_subjects WHERE {restriction})"""
+    return f"""customers AS (SELECT DISTINCT customer_id FROM {schema}.links),
+        subjects AS (SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at FROM {schema}.links)"""
 
 
 def select(view: View, schema: str, priority: str) -> str:
     """The view's SELECT over all customers: what a rebuild runs, and what a test compares with."""
     fresh = view.select.format(schema=schema, priority=priority, fence="")
-    return f"WITH {_ctes(view, schema, '')} SELECT {', '.join(view.columns)} FROM ({fresh}) fresh"
+    columns = ", ".join(view.columns) if len(view.key) == 1 else f"customer_id, unnest(members) AS {view.key[1]}"
+    return f"WITH {_ctes(view, schema, '')} SELECT {columns} FROM ({fresh}) fresh"
 
 
-def refresh(view: View, schema: str, priority: str, mask: int) -> str:
-    """Refresh a view for the touched customers; returns the rows that changed.
+def refresh(view: View, schema: str, priority: str, mask: int, *, feed: bool) -> str:
+    """Refresh a view for the touched customers, where it is different.
 
-    One row a customer: inserted or updated where different. Several rows a customer (memberships): the difference is written and
-    returned as (customer_id, value, entered, cause).
+    With `feed` what changed is noted in hub.outbox, by who has to publish it, and what this worker has to publish is returned: rows
+    of the view, or (customer_id, value, entered, cause) for memberships, each with the number of its outbox row at the end. When
+    there is nothing but `gone` customers it is a row of nulls. Parameters: `mine`, the worker's partitions, `whole`, whether these are
+    all, `partitions`, how many there are, and `gone`, customers who lost their row before.
     """
     restriction = f"facts & {mask} <> 0"
     body = view.select.format(schema=schema, priority=priority, fence=FENCE)
@@ -387,44 +411,71 @@ def refresh(view: View, schema: str, priority: str, mask: int) -> str:
     columns = ", ".join(view.columns)
     if len(view.key) == 1:
         rest = [c for c in view.columns if c not in view.key]
-        return f"""WITH {_ctes(view, schema, restriction)}
+        write = f"""WITH {_ctes(view, schema, restriction)}, changed AS (
             INSERT INTO {table} AS v ({columns})
             SELECT {columns} FROM ({body}) fresh ORDER BY customer_id
             ON CONFLICT ({view.key[0]}) DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in rest)}
             WHERE ({", ".join(f"v.{c}" for c in rest)}) IS DISTINCT FROM ({", ".join(f"excluded.{c}" for c in rest)})
-            RETURNING {_returned(view, "v")}"""
+            RETURNING {", ".join(f"v.{c}" for c in view.columns)})"""
+        if not (feed and view.topic):
+            return f"{write} SELECT FROM changed LIMIT 0"
+        return f"""{write}, noted AS (
+                INSERT INTO hub.outbox (partitions, topic, customer_ids)
+                SELECT {_PARTITIONS}, '{view.topic}', array_agg(customer_id)
+                FROM (
+                    SELECT customer_id, {_OWNER} AS owner
+                    FROM (SELECT customer_id FROM changed UNION ALL SELECT unnest(%(gone)s::uuid[])) ids
+                ) owned
+                GROUP BY owner RETURNING id, partitions
+            )
+            SELECT {_returned(view, "c")}, o.id FROM (SELECT id FROM noted WHERE partitions = %(mine)s::int[]) o
+            LEFT JOIN (SELECT * FROM changed WHERE {_OWNER} = -1) c ON true"""
     value = view.key[1]
-    return f"""WITH diff AS MATERIALIZED (
-            SELECT t.customer_id, t.cause, had.set AS had, has.set AS has
+    write = f"""WITH diff AS MATERIALIZED (
+            SELECT t.customer_id, t.cause, had.members AS had, has.members AS has, had.stale
             FROM touched t
+            CROSS JOIN LATERAL (WITH customers AS (SELECT t.customer_id) {body}) has
             CROSS JOIN LATERAL (
-                SELECT coalesce(array_agg(m.{value}), '{{}}') AS set FROM {table} m WHERE m.customer_id = t.customer_id
+                SELECT coalesce(array_agg(m.{value}), '{{}}') AS members,
+                       array_agg(m.ctid) FILTER (WHERE m.{value} <> ALL (has.members)) AS stale
+                FROM {table} m WHERE m.customer_id = t.customer_id
             ) had
-            CROSS JOIN LATERAL (
-                SELECT coalesce(array_agg(q.{value}), '{{}}') AS set
-                FROM (WITH customers AS (SELECT t.customer_id) {body}) q
-            ) has
-            WHERE t.{restriction} AND NOT (had.set @> has.set AND has.set @> had.set)
+            WHERE t.{restriction} AND NOT (had.members @> has.members AND has.members @> had.members)
         ), gone AS (
-            DELETE FROM {table} WHERE ctid = ANY (ARRAY(
-                SELECT m.ctid FROM diff d
-                CROSS JOIN LATERAL (SELECT x.ctid, x.{value} FROM {table} x WHERE x.customer_id = d.customer_id {FENCE}) m
-                WHERE m.{value} <> ALL (d.has)
-            ))
+            DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT unnest(stale) FROM diff))
         ), came AS (
             INSERT INTO {table} ({columns})
             SELECT d.customer_id, v.value FROM diff d, unnest(d.has) v(value) WHERE v.value <> ALL (d.had) ORDER BY 1, 2
+        )"""
+    if not (feed and view.topic):
+        return f"{write} SELECT FROM diff LIMIT 0"
+    return f"""{write}, changed AS MATERIALIZED (
+            SELECT customer_id, value, entered, cause, {_OWNER} AS owner FROM (
+                SELECT d.customer_id, v.value, false AS entered, d.cause
+                FROM diff d, unnest(d.had) v(value) WHERE v.value <> ALL (d.has)
+                UNION ALL
+                SELECT d.customer_id, v.value, true, d.cause
+                FROM diff d, unnest(d.has) v(value) WHERE v.value <> ALL (d.had)
+            ) moves
+        ), noted AS (
+            INSERT INTO hub.outbox (partitions, topic, customer_ids, payload)
+            SELECT {_PARTITIONS}, '{view.topic}', array_agg(DISTINCT customer_id),
+                   jsonb_agg(jsonb_build_array(customer_id, value, entered, cause))
+            FROM changed GROUP BY owner RETURNING id, partitions
         )
-        SELECT d.customer_id::text, v.value, false AS entered, d.cause
-        FROM diff d, unnest(d.had) v(value) WHERE v.value <> ALL (d.has)
-        UNION ALL
-        SELECT d.customer_id::text, v.value, true, d.cause
-        FROM diff d, unnest(d.has) v(value) WHERE v.value <> ALL (d.had)"""
+        SELECT c.customer_id::text, c.value, c.entered, c.cause, o.id
+        FROM (SELECT id FROM noted WHERE partitions = %(mine)s::int[]) o LEFT JOIN (SELECT * FROM changed WHERE owner = -1) c ON true"""
+
+
+_OWNER = """(SELECT CASE WHEN %(whole)s::bool THEN -1 WHEN p = ANY (%(mine)s::int[]) THEN -1 ELSE p END
+    FROM (SELECT (crc32(convert_to(customer_id::text, 'UTF8')) %% %(partitions)s)::int AS p) at)"""
+"""-1 where the customer's partition is this worker's, else the partition: librdkafka's default partitioner."""
+_PARTITIONS = "CASE WHEN owner = -1 THEN %(mine)s::int[] ELSE ARRAY[owner] END"
 
 
 def read(view: View, schema: str) -> str:
-    """A view's rows of some customers, with the columns that `refresh` returns."""
-    return f"SELECT {_returned(view, 'v')} FROM {schema}.{view.name} v WHERE v.customer_id = ANY(%s::text[]::uuid[])"
+    """A view's rows of some customers, as `refresh` returns them; parameters are the version and the ids."""
+    return f"SELECT {_returned(view, 'v')}, %s::bigint FROM {schema}.{view.name} v WHERE v.customer_id = ANY(%s::text[]::uuid[])"
 
 
 def _returned(view: View, alias: str) -> str:

@@ -13,7 +13,8 @@ class View:
 
     Attributes:
         name: the table.
-        key: its primary key; the first column is `customer_id`.
+        key: its primary key; the first column is `customer_id`. With a second one the table has several rows a customer, the members
+            of a set, and the SELECT gives one row a customer with the set as the array `members`.
         columns: column → SQL type, in the order of the SELECT.
         reads: the facts or views whose change touches a customer's rows. Moved subjects touch every view; `links` is named by a view
             that a subject without any facts changes.

@@ -36,25 +36,25 @@ metrics = View(
     },
     reads=("orders", "refunds", "tickets", "subscriptions", "feedback", "interactions"),
     topic="customer.metrics",
-    # One pass: every fact gives rows of the same shape, summed by customer, currency and category, then by customer. Joins of
-    # aggregates are avoided on purpose: without statistics on the touched keys the planner may pick a quadratic one.
+    # Every kind of fact gives rows of the same shape, summed by customer at the end; money is summed by currency and lines by category
+    # before. Joins of aggregates are avoided on purpose: without statistics on the touched keys the planner may pick a quadratic one.
     select=f"""
         WITH placed AS (
             SELECT s.customer_id, o.*
             FROM subjects s CROSS JOIN LATERAL (
-                SELECT kind, status, currency, total_minor, placed_at, line_categories, line_quantities
-                FROM {{schema}}.orders x WHERE x.subject = s.subject {{fence}}
+                SELECT currency, total_minor, placed_at, line_categories, line_quantities, ({_COUNTS}) AS counts, ({_PAID}) AS paid
+                FROM {{schema}}.orders o WHERE o.subject = s.subject {{fence}}
             ) o
         )
         SELECT customer_id,
                coalesce(sum(orders), 0)::bigint AS orders_count,
-               coalesce(jsonb_object_agg(currency, spend) FILTER (WHERE currency IS NOT NULL AND category IS NULL AND spend IS NOT NULL),
+               coalesce(jsonb_object_agg(currency, spend) FILTER (WHERE currency IS NOT NULL AND spend IS NOT NULL),
                         '{{{{}}}}') AS spend_minor,
-               coalesce(jsonb_object_agg(currency, refunded)
-                        FILTER (WHERE currency IS NOT NULL AND category IS NULL AND refunded IS NOT NULL), '{{{{}}}}') AS refunded_minor,
+               coalesce(jsonb_object_agg(currency, refunded) FILTER (WHERE currency IS NOT NULL AND refunded IS NOT NULL),
+                        '{{{{}}}}') AS refunded_minor,
                coalesce(sum(refunds), 0)::bigint AS refunds_count,
                min(first_order) AS first_order_at, max(last_order) AS last_order_at,
-               hub.first(category ORDER BY units DESC, category) FILTER (WHERE category IS NOT NULL) AS favourite_category,
+               any_value(category) AS favourite_category,
                coalesce(sum(tickets), 0)::bigint AS tickets_count,
                coalesce(sum(open_tickets), 0)::bigint AS open_tickets_count,
                max(last_ticket) AS last_ticket_at,
@@ -66,56 +66,54 @@ metrics = View(
                coalesce(sum(interactions), 0)::bigint AS interactions_count,
                max(seen) AS last_seen_at
         FROM (
-            SELECT customer_id, currency, category, sum(orders) AS orders,
+            SELECT customer_id, currency, NULL::text AS category, count(*) FILTER (WHERE counts) AS orders,
                    CASE WHEN count(spend) + count(refunded) > 0 THEN coalesce(sum(spend), 0) - coalesce(sum(refunded), 0) END AS spend,
-                   sum(refunded) AS refunded, sum(refunds) AS refunds, min(placed) AS first_order, max(placed) AS last_order,
-                   sum(units) AS units, sum(tickets) AS tickets, sum(open_tickets) AS open_tickets, max(last_ticket) AS last_ticket,
-                   sum(good) AS good, sum(bad) AS bad, sum(subscriptions) AS subscriptions, max(nps) AS nps,
-                   sum(feedback) AS feedback, sum(interactions) AS interactions, max(seen) AS seen
+                   sum(refunded) AS refunded, count(*) FILTER (WHERE counts IS NULL) AS refunds,
+                   min(at) FILTER (WHERE counts) AS first_order, max(at) FILTER (WHERE counts) AS last_order,
+                   NULL::bigint AS tickets, NULL::bigint AS open_tickets, NULL::timestamptz AS last_ticket,
+                   NULL::bigint AS good, NULL::bigint AS bad, NULL::bigint AS subscriptions, NULL::float8[] AS nps,
+                   NULL::bigint AS feedback, NULL::bigint AS interactions, max(at) AS seen
             FROM (
-                SELECT o.customer_id, o.currency, NULL::text AS category, NULL::int AS units,
-                       (CASE WHEN {_COUNTS} THEN 1 END) AS orders,
-                       (CASE WHEN {_COUNTS} AND {_PAID} THEN o.total_minor END) AS spend,
-                       NULL::bigint AS refunded, NULL::int AS refunds,
-                       (CASE WHEN {_COUNTS} THEN o.placed_at END) AS placed,
-                       NULL::int AS tickets, NULL::int AS open_tickets, NULL::timestamptz AS last_ticket,
-                       NULL::int AS good, NULL::int AS bad,
-                       NULL::int AS subscriptions, NULL::float8[] AS nps, NULL::int AS feedback, NULL::int AS interactions,
-                       o.placed_at AS seen
-                FROM placed o
+                SELECT customer_id, currency, counts, CASE WHEN counts AND paid THEN total_minor END AS spend, NULL::bigint AS refunded,
+                       placed_at AS at
+                FROM placed
                 UNION ALL
-                SELECT o.customer_id, o.currency, l.category, l.quantity, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                       NULL, NULL, NULL, NULL
-                FROM placed o, unnest(o.line_categories, o.line_quantities) l(category, quantity)
-                WHERE {_COUNTS} AND l.category IS NOT NULL
-                UNION ALL
-                SELECT s.customer_id, r.currency, NULL, NULL, NULL, NULL, r.amount_minor, 1, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                       NULL, NULL, NULL, r.refunded_at
+                SELECT s.customer_id, r.currency, NULL, NULL, r.amount_minor, r.refunded_at
                 FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.refunds x WHERE x.subject = s.subject {{fence}}) r
-                UNION ALL
-                SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                       (CASE WHEN t.status IS DISTINCT FROM 'deleted' THEN 1 END), (CASE WHEN {_OPEN} THEN 1 END), t.opened_at,
-                       (CASE WHEN t.satisfaction = 'good' THEN 1 END), (CASE WHEN t.satisfaction = 'bad' THEN 1 END),
-                       NULL, NULL, NULL, NULL, t.opened_at
-                FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.tickets x WHERE x.subject = s.subject {{fence}}) t
-                UNION ALL
-                SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                       (CASE WHEN b.status IN ('trialing', 'active') THEN 1 END), NULL, NULL, NULL, NULL
-                FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.subscriptions x WHERE x.subject = s.subject {{fence}}) b
-                UNION ALL
-                SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                       (CASE WHEN f.kind = 'nps' AND f.score IS NOT NULL
-                             THEN ARRAY[extract(epoch FROM f.answered_at), extract(epoch FROM f.occurred_at), f.score]::float8[] END),
-                       1, NULL, f.answered_at
-                FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.feedback x WHERE x.subject = s.subject {{fence}}) f
-                WHERE f.status IS DISTINCT FROM 'deleted'
-                UNION ALL
-                SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 1,
-                       i.occurred_at
-                FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.interactions x WHERE x.subject = s.subject {{fence}}) i
-            ) facts
-            GROUP BY customer_id, currency, category
-        ) sums
+            ) money
+            GROUP BY customer_id, currency
+            UNION ALL
+            SELECT customer_id, NULL, hub.first(category ORDER BY units DESC, category), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                   NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+            FROM (
+                SELECT o.customer_id, l.category, sum(l.quantity) AS units
+                FROM placed o, unnest(o.line_categories, o.line_quantities) l(category, quantity)
+                WHERE o.counts AND l.category IS NOT NULL
+                GROUP BY o.customer_id, l.category
+            ) categories
+            GROUP BY customer_id
+            UNION ALL
+            SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                   (CASE WHEN t.status IS DISTINCT FROM 'deleted' THEN 1 END), (CASE WHEN {_OPEN} THEN 1 END), t.opened_at,
+                   (CASE WHEN t.satisfaction = 'good' THEN 1 END), (CASE WHEN t.satisfaction = 'bad' THEN 1 END),
+                   NULL, NULL, NULL, NULL, t.opened_at
+            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.tickets x WHERE x.subject = s.subject {{fence}}) t
+            UNION ALL
+            SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                   (CASE WHEN b.status IN ('trialing', 'active') THEN 1 END), NULL, NULL, NULL, NULL
+            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.subscriptions x WHERE x.subject = s.subject {{fence}}) b
+            UNION ALL
+            SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                   (CASE WHEN f.kind = 'nps' AND f.score IS NOT NULL
+                         THEN ARRAY[extract(epoch FROM f.answered_at), extract(epoch FROM f.occurred_at), f.score]::float8[] END),
+                   1, NULL, f.answered_at
+            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.feedback x WHERE x.subject = s.subject {{fence}}) f
+            WHERE f.status IS DISTINCT FROM 'deleted'
+            UNION ALL
+            SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 1,
+                   i.occurred_at
+            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.interactions x WHERE x.subject = s.subject {{fence}}) i
+        ) facts
         GROUP BY customer_id
     """,
 )

@@ -31,11 +31,11 @@ segment_members = View(
     reads=("profiles", "metrics", "consents"),
     topic="customer.segments",
     select=f"""
-        SELECT k.customer_id, v.segment
+        SELECT k.customer_id, array_remove(ARRAY[
+                   {", ".join(f"CASE WHEN {sql} THEN '{name}' END" for name, sql in SEGMENTS.items())}
+               ], NULL) AS members
         FROM customers k
         LEFT JOIN LATERAL (SELECT * FROM {{schema}}.profiles x WHERE x.customer_id = k.customer_id {{fence}}) p ON true
         LEFT JOIN LATERAL (SELECT * FROM {{schema}}.metrics x WHERE x.customer_id = k.customer_id {{fence}}) m ON true
-        CROSS JOIN LATERAL (VALUES {", ".join(f"('{name}', {sql})" for name, sql in SEGMENTS.items())}) v(segment, holds)
-        WHERE v.holds
     """,
 )

@@ -124,7 +124,8 @@ def _format(base: list[str], kafka_home: Path, data: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     properties = kafka_home / "format.properties"
     properties.write_text(_PROPERTIES.format(port=1, controller_port=2, data=fresh))
-    cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    # an id that begins with a dash would be read as an option
+    cluster_id = urlsafe_b64encode(b"C" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
     quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
     command = [*base, *quick, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
     done = subprocess.run(  # noqa: S603 - our own command

@@ -18,7 +18,7 @@ from caudal.schemas.codec import Codec, Registry
 from logs import PARTITIONS, Record, apply, connect, records
 
 from caudal import kafka
-from caudal.errors import Fatal, LostPartition
+from caudal.errors import BrokerUnavailable, Fatal, LostPartition
 from caudal.settings import Settings
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -232,6 +232,26 @@ def test_what_was_committed_and_not_published_is_published_by_the_next_owner(
     assert published(settings, codec, kafka.PROFILES, 1)[0][1]["name"] == "Ana"  # type: ignore[index]
     assert published(settings, codec, kafka.METRICS, 1)[0][1]["orders_count"] == 1  # type: ignore[index]
     assert published(settings, codec, kafka.SEGMENTS, 1)[0][1]["segment"] == "buyers"  # type: ignore[index]
+
+
+def test_a_worker_that_stood_still_publishes_nothing_old_and_then_what_the_outbox_holds(
+    settings: Settings,
+    runners: Callable[..., Runner],
+    codec: Codec,
+    conn: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = runners()
+    monkeypatch.setattr(runner._publisher, "_patience_s", -1.0)  # as if it had stood still between any two looks
+    apply(runner, records(codec, [stated("crm:contact:1", ANA, 0, name="Ana")]))
+    with pytest.raises(BrokerUnavailable):
+        runner.flush()
+    assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (1,)
+    monkeypatch.setattr(runner._publisher, "_patience_s", 60.0)
+    assert runner.recover(range(PARTITIONS)) == 1
+    assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (0,)
+    found = published(settings, codec, kafka.PROFILES, 1)
+    assert [(key, value and value["name"]) for key, value in found] == [(ANA, "Ana")]
 
 
 def test_changes_of_customers_on_other_partitions_are_left_to_their_owner(
