@@ -104,6 +104,10 @@ class WorkerSettings(_Group):
         0, ge=0, le=65535, description="Port of the worker's health and metrics page; 0 takes a free one."
     )
     session_timeout_ms: int = Field(10_000, ge=1000, description="Kafka consumer session timeout, ms.")
+    verify_hour: int = Field(
+        3, ge=0, le=23, description="Hour (UTC) after which one worker proves a sample of customers against the log, daily."
+    )
+    verify_sample: int = Field(200, ge=0, description="Customers of the daily proof; 0 leaves it out.")
 
 
 class ServingSettings(_Group):

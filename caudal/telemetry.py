@@ -43,6 +43,7 @@ class Log(StrEnum):
     REQUEST_FAILED = "request.failed"
     STREAM_CLOSED = "stream.closed"
     STREAM_RECORD_SKIPPED = "stream.record_skipped"
+    VIEWS_VERIFIED = "views.verified"
 
 
 DELIVERIES = Counter("caudal_deliveries_total", "Deliveries at the edge by outcome.", ["source", "outcome"])
@@ -74,6 +75,10 @@ REQUEST_SECONDS = Histogram(
     buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
 STREAM_CLIENTS = Gauge("caudal_stream_clients", "Open live streams.")
+VERIFY_DIFFERENCES = Gauge(
+    "caudal_verify_differing_customers", "Customers of the last daily proof whose rows aren't what the log says."
+)
+VERIFY_LAST = Gauge("caudal_verify_last_timestamp_seconds", "When the last daily proof began, in seconds since 1970.")
 METRICS = (
     DELIVERIES,
     DELIVERY_SECONDS,
@@ -87,6 +92,8 @@ METRICS = (
     LAG,
     REQUEST_SECONDS,
     STREAM_CLIENTS,
+    VERIFY_DIFFERENCES,
+    VERIFY_LAST,
 )
 """Every metric, for the docs page and its test."""
 

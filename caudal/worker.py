@@ -22,6 +22,7 @@ import prometheus_client
 import uvloop
 
 from caudal import generations, kafka, postgres, sources
+from caudal._nightly import Nightly
 from caudal.errors import BadSettings, CaudalError, Fatal, LostPartition, Retryable
 from caudal.processors._pump import Feed, Partition, Pump, Stage
 from caudal.schemas.codec import Codec, Registry
@@ -79,15 +80,19 @@ class _Worker:
             for role in self._roles:
                 self._stages[role] = await asyncio.to_thread(_STAGES[role], self._settings, codec)
             app, address = self._app()
+            nightly = Nightly(self._settings, codec)
             running = asyncio.ensure_future(self._run_app(app))
             try:
                 for pump in self._pumps.values():
                     await pump.start()
+                if "project" in self._roles:
+                    nightly.start()
                 logger().info(Log.PROCESS_STARTED, process="worker", roles=list(self._roles), web=address)
                 await self._ended
             finally:
                 for pump in self._pumps.values():
                     await pump.stop()
+                await asyncio.to_thread(nightly.stop)
                 await self._stop_app(app, running)
                 for stage in self._stages.values():
                     await asyncio.to_thread(stage.close)
