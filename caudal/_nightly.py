@@ -92,13 +92,13 @@ class Nightly:
         told(
             Log.VIEWS_VERIFIED,
             customers=findings.customers,
-            differing=len(findings.differing),
+            differing=findings.differing,
             rows=findings.rows,
             tables=dict(findings.tables),
-            named=sorted(findings.differing)[:NAMED],
+            named=findings.named[:NAMED],
             seconds=round(time.monotonic() - began, 1),
         )
-        return {"customers": findings.customers, "differing_customers": len(findings.differing)}
+        return {"customers": findings.customers, "differing_customers": findings.differing}
 
     def _rest(self) -> None:
         if self._stop.wait(REST_S):

@@ -105,7 +105,10 @@ class WorkerSettings(_Group):
     )
     session_timeout_ms: int = Field(10_000, ge=1000, description="Kafka consumer session timeout, ms.")
     verify_hour: int = Field(
-        3, ge=0, le=23, description="Hour (UTC) after which one worker proves a sample of customers against the log, daily."
+        3,
+        ge=0,
+        le=23,
+        description="Hour (UTC) after which one worker proves a sample of customers against the log, daily.",
     )
     verify_sample: int = Field(200, ge=0, description="Customers of the daily proof; 0 leaves it out.")
 

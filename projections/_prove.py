@@ -26,7 +26,7 @@ from caudal import generations, postgres
 from caudal.errors import Fatal
 from caudal.settings import Settings
 
-__all__ = ["Difference", "Prover", "Rebuilt", "compared", "sample"]
+__all__ = ["Difference", "Prover", "Rebuilt", "compared", "difference", "sample"]
 
 SCRATCH = "pg_temp"
 _MOVABLE = tuple(fact for fact in FACTS if "subject" not in fact.key)
@@ -137,7 +137,7 @@ class Prover(Runner):
             generation, found.subjects = row or (1, [])
             found.events = self._project(conn, cur, generations.topic(self._settings.kafka, generation), found.subjects)
             cur.execute(_COMPARE, {"customer": customer_id, "subjects": found.subjects})
-            found.differences = [_difference(customer_id, *row) for row in cur.fetchall()]
+            found.differences = [difference(customer_id, *row) for row in cur.fetchall()]
             customers = self._concerned(cur, found)
             if repair and found.differences and customers <= set(locked):
                 self._repair(cur, found.differences, customers)
@@ -214,9 +214,10 @@ class Prover(Runner):
         cur.execute(_sql.TOUCH_SUBJECTS.format(schema=LIVE))
         own, self._statements = self._statements, self._live
         try:
-            self._refresh(cur.connection, shrinking=True)
+            changes = self._refresh(cur.connection, shrinking=True)
         finally:
             self._statements = own
+        cur.execute("UPDATE hub.outbox SET rebuilt = true WHERE id = ANY(%s)", ([c.outbox for c in changes],))
 
     # ---- what the runner does for a schema that lasts
 
@@ -298,7 +299,8 @@ def _compare(table: str, key: tuple[str, ...]) -> str:
 _COMPARE = " UNION ALL ".join(_compare(table, key) for table, key in compared().items())
 
 
-def _difference(customer_id: str, table: str, live: dict[str, Any] | None, log: dict[str, Any] | None) -> Difference:
+def difference(customer_id: str, table: str, live: dict[str, Any] | None, log: dict[str, Any] | None) -> Difference:
+    """What differs between a row of a live table and the same row from the log; None where there is none."""
     one, other = live or {}, log or {}
     names = list(dict.fromkeys([*one, *other]))
     fields = {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}

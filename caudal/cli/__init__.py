@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from caudal import __version__
-from caudal.cli import connectors, criteria, customers, dead_letters, replay, servers, sources, tokens, topics
+from caudal.cli import connectors, criteria, customers, dead_letters, replay, servers, sources, tokens, topics, verify
 from caudal.cli._output import FAILED, bug, complain, examples, exit_status
 from caudal.cli.demo import demo
 from caudal.cli.run import run
@@ -53,6 +53,7 @@ app.command(
 app.command(epilog=examples("caudal demo", "caudal demo --once", "caudal demo --once --json"))(demo)
 connectors.register(app)
 topics.register(app)
+verify.register(app)
 app.add_typer(sources.app, name="sources")
 app.add_typer(connectors.app, name="connectors")
 app.add_typer(criteria.app, name="criteria")

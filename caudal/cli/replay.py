@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caudal.cli import verify
 from caudal.cli._output import Json, emit, examples, note, resolved, table
 
 if TYPE_CHECKING:
     from caudal.projections.replay import Record, Replay
 
-__all__ = ["app"]
+__all__ = ["app", "progress"]
 
 app = typer.Typer(
     help="Make the views again from the log, beside the live ones; see what would change; swap them in.",
@@ -23,6 +25,8 @@ app = typer.Typer(
         "caudal replay --yes --max-changed 1%",
         "caudal replay status",
         "caudal replay rollback",
+        "caudal replay --customer 4f1c9a52-7d0e-5b6c-8a1f-2f0c6a1d9c77 --dry-run",
+        "caudal replay --as-of 2026-03-01 --into march",
     ),
 )
 
@@ -47,6 +51,15 @@ def replay(
     from_start_of_log: Annotated[
         bool, typer.Option("--from-start-of-log", help="Rebuild from what is left of a log that lost its first events.")
     ] = False,
+    customer: Annotated[
+        uuid.UUID | None, typer.Option(metavar="ID", help="Only this customer: compare with the log and put right.")
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="The views as they stood then, e.g. 2026-03-01 or 2026-03-01T12:00-03:00."),
+    ] = None,
+    into: Annotated[str | None, typer.Option(metavar="SCHEMA", help="Where --as-of puts them.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Make the schema of --as-of anew.")] = False,
     as_json: Json = False,
 ) -> None:
     """Rebuild every view from the log, beside the live ones, and swap them in.
@@ -55,6 +68,14 @@ def replay(
     --yes is given. What was live before is kept until `caudal replay drop`.
     """
     if context.invoked_subcommand:
+        return
+    if (as_of is None) != (into is None):
+        raise typer.BadParameter("--as-of and --into belong together")
+    if as_of is not None and into is not None:
+        verify.as_of(as_of, into, replace=replace, as_json=as_json)
+        return
+    if customer is not None:
+        verify.rebuild_customer(customer, dry_run=dry_run, as_json=as_json)
         return
     share = _share(max_changed)
     with _opened(as_json) as work:
@@ -155,13 +176,20 @@ def cancel(id_: Id = None, *, as_json: Json = False) -> None:
         note(f"replay {found.id} is cancelled")
 
 
-@app.command(epilog=examples("caudal replay drop", "caudal replay drop 4"))
-def drop(id_: Id = None, *, as_json: Json = False) -> None:
-    """Drop the schemas that replays left: what was live before a swap, and what was never swapped in."""
+@app.command(epilog=examples("caudal replay drop", "caudal replay drop 4", "caudal replay drop march"))
+def drop(
+    which: Annotated[
+        str | None, typer.Argument(metavar="ID|SCHEMA", help="A replay's number, or a schema it made.")
+    ] = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """Drop the schemas that replays left: what was live before a swap, and what was never swapped in; what --as-of made only by name."""
     from caudal.projections import replay as replays
 
+    number = int(which) if which and which.isdecimal() else None
     with replays.held(resolved()) as conn:
-        dropped = replays.drop(conn, id_)
+        dropped = replays.drop(conn, number, schema=which if number is None else None)
     if as_json:
         emit(dropped)
     else:
@@ -182,7 +210,7 @@ def _opened(as_json: bool) -> Iterator[Replay]:
     registry = Registry(settings)
     try:
         with (
-            _progress(as_json) as tell,
+            progress(as_json) as tell,
             replays.open_replay(settings, Codec(registry), priorities=priorities, tell=tell) as work,
         ):
             yield work
@@ -191,7 +219,7 @@ def _opened(as_json: bool) -> Iterator[Replay]:
 
 
 @contextmanager
-def _progress(as_json: bool) -> Iterator[Callable[[Record], None]]:
+def progress(as_json: bool) -> Iterator[Callable[[Record], None]]:
     """A bar for each stage on standard error; nothing where that is no terminal, or JSON is asked for."""
     if as_json or not sys.stderr.isatty():
         yield lambda _: None

@@ -1,7 +1,24 @@
 """Rebuilding facts and views from the log while everything keeps running."""
 
 from caudal.projections.replay._build import Build, Progress
+from caudal.projections.replay._proof import Proof, moment, open_proof, schema_name
 from caudal.projections.replay._records import Record, held, latest, one, records
 from caudal.projections.replay._replay import Replay, cancel, drop, open_replay
 
-__all__ = ["Build", "Progress", "Record", "Replay", "cancel", "drop", "held", "latest", "one", "open_replay", "records"]
+__all__ = [
+    "Build",
+    "Progress",
+    "Proof",
+    "Record",
+    "Replay",
+    "cancel",
+    "drop",
+    "held",
+    "latest",
+    "moment",
+    "one",
+    "open_proof",
+    "open_replay",
+    "records",
+    "schema_name",
+]

@@ -82,9 +82,10 @@ def records(conn: psycopg.Connection[Any], *, limit: int = 20) -> list[Record]:
 
 
 def latest(conn: psycopg.Connection[Any], *states: str) -> Record | None:
-    """The newest replay, or the newest in one of the states."""
+    """The newest replay, or the newest in one of the states; what was built for a point in time waits for nothing."""
     found = conn.execute(
-        f"SELECT * FROM ({_READ}) r WHERE %s = '{{}}' OR state = ANY(%s) ORDER BY id DESC LIMIT 1",
+        f"""SELECT * FROM ({_READ}) r
+            WHERE (%s = '{{}}' OR state = ANY(%s)) AND (kind <> 'as_of' OR state = 'running') ORDER BY id DESC LIMIT 1""",
         (list(states), list(states)),
     ).fetchone()
     return Record(*found) if found else None
@@ -138,14 +139,22 @@ class Job:
         self._seconds: dict[str, float] = self.record().progress.get("seconds", {})
 
     @classmethod
-    def begin(cls, conn: psycopg.Connection[Any], kind: str, params: dict[str, Any], schema: str | None = None) -> Job:
-        """A new replay; it builds `schema`, or one named after its number."""
+    def begin(
+        cls,
+        conn: psycopg.Connection[Any],
+        kind: str,
+        params: dict[str, Any],
+        schema: str | None = None,
+        *,
+        prefix: str = "build",
+    ) -> Job:
+        """A new replay; it builds `schema`, or one named after `prefix` and its number."""
         with postgres.translated():
             row = conn.execute(
                 "INSERT INTO hub.replays (kind, params) VALUES (%s, %s) RETURNING id", (kind, Jsonb(params))
             ).fetchone()
             assert row is not None
-            conn.execute("UPDATE hub.replays SET schema = %s WHERE id = %s", (schema or f"build_{row[0]}", row[0]))
+            conn.execute("UPDATE hub.replays SET schema = %s WHERE id = %s", (schema or f"{prefix}_{row[0]}", row[0]))
         return cls(conn, row[0])
 
     def record(self) -> Record:

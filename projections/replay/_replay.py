@@ -326,27 +326,31 @@ def _discard(conn: psycopg.Connection[Any], record: Record) -> None:
         _drop_schema(conn, record.schema)
 
 
-def drop(conn: psycopg.Connection[Any], id_: int | None = None) -> list[str]:
+def drop(conn: psycopg.Connection[Any], id_: int | None = None, *, schema: str | None = None) -> list[str]:
     """Drop schemas that replays left: what was live before a swap, what was built and never swapped in. Gives their names.
 
     Args:
         conn: holds the right to replay.
-        id_: only what this replay left. Unless given, schemas made for a point in time stay.
+        id_: only what this replay left.
+        schema: only this one. Unless one of both is given, schemas made for a point in time stay.
     """
     dropped = []
     with postgres.translated():
         rows = conn.execute(
             """SELECT id, schema FROM hub.replays WHERE to_regnamespace(schema) IS NOT NULL AND schema <> 'live'
-                   AND (id = %(id)s OR %(id)s::bigint IS NULL AND state <> 'running' AND kind <> 'as_of') ORDER BY id""",
-            {"id": id_},
+                   AND (kind <> 'as_of' OR state <> 'dropped')
+                   AND (id = %(id)s OR schema = %(schema)s
+                        OR %(id)s::bigint IS NULL AND %(schema)s::text IS NULL AND state <> 'running' AND kind <> 'as_of')
+               ORDER BY id""",
+            {"id": id_, "schema": schema},
         ).fetchall()
-        for number, schema in rows:
-            _drop_schema(conn, schema)
+        for number, name in rows:
+            _drop_schema(conn, name)
             conn.execute(
                 "UPDATE hub.replays SET state = 'dropped', updated_at = now() WHERE id = %s AND state <> 'cancelled'",
                 (number,),
             )
-            dropped.append(schema)
+            dropped.append(name)
     return dropped
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from caudal.projections import Runner, _places
+from caudal.projections import replay as replays
 from caudal.projections._prove import Prover, sample
 from caudal.schemas import CustomerErased, Event, OrderStated, ProfileStated, SubjectLinked
 from caudal.schemas.codec import Codec, LocalRegistry
@@ -18,7 +19,9 @@ from hypothesis import strategies as st
 from logs import PARTITIONS, Record, apply, clear, connect, contents, records
 from test_projection_law import CUSTOMERS, logs
 
-from caudal import kafka
+from caudal import kafka, telemetry
+from caudal._nightly import Nightly
+from caudal.errors import ReplayRefused
 from caudal.settings import Settings
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -94,7 +97,7 @@ def header(subject: str, customer: str, at: int, seq: int = 1) -> dict[str, Any]
 
 
 @hypothesis_settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(log=logs(), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_every_customer_rebuilt_alone_is_as_the_live_tables_have_it(
@@ -182,3 +185,72 @@ def test_places_are_found_again_after_they_were_folded_and_sorted(hub: Hub, monk
         [[_]] = places.values()
         assert _places.find(hub.conn, "live", [f"crm:contact:{number}"]) == places
     assert _places.find(hub.conn, "live", ["crm:contact:77"]) == {}
+
+
+def test_a_whole_rebuild_names_every_row_that_is_not_what_the_log_says(hub: Hub) -> None:
+    hub.write(
+        [
+            stated("crm:contact:1", ANA, 0, name="Ana", city="Recife"),
+            stated("crm:contact:2", RUI, 1, name="Rui"),
+            ordered("crm:contact:2", RUI, "1", 2),
+        ]
+    )
+    with replays.open_proof(hub.settings, hub.codec, priorities={}) as proof:
+        findings, told = proof.verify()
+    assert (findings.customers, findings.rows, findings.plain()["equal"]) == (2, 0, True)
+    assert all(table["equal"] for table in told["tables"].values())
+    assert told["tables"]["orders"]["live"]["rows"] == 1
+
+    hub.conn.execute("UPDATE live.profiles SET city = 'Natal' WHERE name = 'Ana'")
+    hub.conn.execute("DELETE FROM live.orders")
+    with replays.open_proof(hub.settings, hub.codec, priorities={}) as proof:
+        findings, told = proof.verify()
+    assert [(d.customer_id, d.table, d.what) for d in findings.differences] == sorted(
+        [(ANA, "profiles", "changed"), (RUI, "orders", "missing")]
+    )
+    [profile] = [d for d in findings.differences if d.table == "profiles"]
+    assert profile.fields == {"city": ("Natal", "Recife")}
+    assert (findings.differing, findings.tables) == (2, {"profiles": 1, "orders": 1})
+    assert [name for name, table in told["tables"].items() if not table["equal"]] == ["orders", "profiles"]
+    left = hub.conn.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'verify%'").fetchall()
+    assert left == []
+
+
+def test_the_views_as_of_a_time_hold_what_was_captured_by_then(hub: Hub) -> None:
+    hub.write([stated("crm:contact:1", ANA, 0, city="Recife"), stated("crm:contact:1", ANA, 30, city="Olinda")])
+    with replays.open_proof(hub.settings, hub.codec, priorities={}) as proof:
+        record = proof.as_of(replays.moment("2026-03-01"), "march")
+        assert (record.kind, record.state, record.schema) == ("as_of", "built", "march")
+        with pytest.raises(ReplayRefused, match="is there"):
+            proof.as_of(replays.moment("2026-03-01"), "march")
+        assert hub.conn.execute("SELECT city FROM march.profiles").fetchall() == [("Recife",)]
+        assert hub.conn.execute("SELECT city FROM live.profiles").fetchall() == [("Olinda",)]
+        said = hub.conn.execute("SELECT obj_description('march'::regnamespace, 'pg_namespace')").fetchone()
+        assert said is not None
+        assert "2026-03-01T23:59:59.999999+00:00" in said[0]
+        proof.as_of(replays.moment("2026-03-05T00:00-03:00"), "march", replace=True)
+        assert hub.conn.execute("SELECT city FROM march.profiles").fetchall() == [("Olinda",)]
+        hub.conn.execute("CREATE SCHEMA april")
+        with pytest.raises(ReplayRefused, match="not made by a replay"):
+            proof.as_of(replays.moment("2026-03-01"), "april", replace=True)
+    with replays.held(hub.settings) as conn:
+        assert replays.drop(conn) == [], "by name only"
+        assert replays.drop(conn, schema="march") == ["march"]
+
+
+def test_one_worker_proves_a_sample_a_day_and_all_show_the_result(hub: Hub) -> None:
+    hub.write([stated("crm:contact:1", ANA, 0, city="Recife"), stated("crm:contact:2", RUI, 1)])
+    one, other = (Nightly(hub.settings, hub.codec) for _ in range(2))
+    first = one.prove("2026-03-01")
+    assert first is not None
+    assert (first["customers"] > 0, first["differing_customers"]) == (True, 0)
+    hub.conn.execute("UPDATE live.profiles SET city = 'Natal'")
+    assert other.prove("2026-03-01") == first, "it was done on that day"
+    with connect(hub.settings) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", (0x6361_7566,))
+        assert other.prove("2026-03-02") is None, "another worker is at it"
+    second = other.prove("2026-03-02")
+    assert second is not None
+    assert second["differing_customers"] >= 1
+    assert telemetry.VERIFY_DIFFERENCES._value.get() == second["differing_customers"]
+    assert telemetry.VERIFY_LAST._value.get() == second["at"]
