@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 from caudal.projections._prove import compared, difference
-from caudal.projections._schema import LIVE
+from caudal.projections._schema import LIVE, ensure_live
 from caudal.projections._verify import TOLD, Findings
 from caudal.projections.replay import _log
 from caudal.projections.replay._beside import existing, offsets, still
@@ -81,11 +81,14 @@ class Proof(Replay):
         Raises:
             LogTruncated: the log no longer holds its first events.
             ReplayCancelled: someone cancelled it.
-            ReplayRefused: the live tables were made by other definitions, or there are none.
+            ReplayRefused: the live tables were made by other definitions.
         """
+        with postgres.translated():
+            if not existing(self._conn, LIVE):
+                ensure_live(self._conn)
         if not self._defined_today(LIVE):
             raise ReplayRefused(
-                "the live views are none of today's definitions", hint="`caudal replay` makes them anew"
+                "the live views were made by other definitions than today's", hint="`caudal replay` makes them anew"
             )
         job = Job.begin(self._conn, "verify", {}, prefix="verify")
         schema = job.record().schema
