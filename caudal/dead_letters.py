@@ -111,6 +111,14 @@ class DeadLetters:
         found = {x.dead_letter_id: x for x in self._read(Filter()) if x.dead_letter_id.startswith(dead_letter_id)}
         return next(iter(found.values())) if len(found) == 1 else None
 
+    def places(self, stage: str) -> dict[tuple[str, int, int], str]:
+        """The code of each input that could not be used at a stage, by topic, partition and offset.
+
+        Raises:
+            BrokerUnavailable, DatabaseUnavailable: try again.
+        """
+        return {(x.topic, x.partition, x.offset): x.code for x in self._read(Filter(stage=stage))}
+
     def body(self, letter: DeadLetter) -> dict[str, Any] | None:
         """The record that the payload holds, its body as text where that is printable; None when it is no record."""
         try:

@@ -25,6 +25,7 @@ __all__ = [
     "answers",
     "capture_topic",
     "consumer",
+    "delete_topics",
     "end_offsets",
     "ensure_topics",
     "options",
@@ -144,6 +145,22 @@ def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
             if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise translate_error(exc) from exc
     _await_leaders(client, {new_topic.topic: new_topic.num_partitions for new_topic in new})
+
+
+def delete_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
+    """Delete topics (names without the prefix) with all that they hold; those that don't exist are no error.
+
+    Raises:
+        BrokerUnavailable: the brokers can't be reached.
+    """
+    client = admin(settings)
+    wanted = [topic(settings, name) for name in names]
+    for future in client.delete_topics(wanted).values() if wanted else ():
+        try:
+            future.result()
+        except KafkaException as exc:
+            if exc.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise translate_error(exc) from exc
 
 
 def _await_leaders(client: AdminClient, wanted: dict[str, int]) -> None:

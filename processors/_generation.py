@@ -41,16 +41,20 @@ def make(db: Connection, number: int) -> None:
         for table in TABLES:
             _copy(db, schema, table)
         db.execute(sql.SQL("INSERT INTO {}.generation VALUES ({})").format(sql.Identifier(schema), number))
-        for statement in _WORKING:
-            db.execute(sql.SQL(statement).format(sql.Identifier(schema)))
+        _make_working(db, schema)
+
+
+def _make_working(db: Connection, schema: str) -> None:
+    for statement in _WORKING:
+        db.execute(sql.SQL(statement).format(sql.Identifier(schema)))
 
 
 _WORKING = (
-    """CREATE TABLE {}.put_aside (
+    """CREATE TABLE IF NOT EXISTS {}.put_aside (
            topic text, partition int, "offset" bigint, code text NOT NULL, source text, kind text,
            PRIMARY KEY (topic, partition, "offset"))""",
-    """CREATE TABLE {}.relabelled (subject text COLLATE "C" PRIMARY KEY, customer_id uuid NOT NULL)""",
-    """CREATE TABLE {}.unmatched (event_type text, subject text COLLATE "C", PRIMARY KEY (event_type, subject))""",
+    """CREATE TABLE IF NOT EXISTS {}.relabelled (subject text COLLATE "C" PRIMARY KEY, customer_id uuid NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS {}.unmatched (event_type text, subject text COLLATE "C", PRIMARY KEY (event_type, subject))""",
 )
 
 
@@ -106,6 +110,7 @@ def exchange(db: Connection, *, outgoing: int, incoming: int) -> None:
     for table in TABLES:
         for origin, target in (("hub", schema_of(outgoing)), (schema_of(incoming), "hub")):
             db.execute(sql.SQL("ALTER TABLE {}.{} SET SCHEMA {}").format(*map(sql.Identifier, (origin, table, target))))
+    _make_working(db, schema_of(outgoing))
 
 
 def kept(db: Connection) -> list[int]:

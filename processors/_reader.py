@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -18,7 +18,7 @@ from caudal import kafka
 from caudal.errors import BrokerUnavailable
 from caudal.settings import Settings
 
-__all__ = ["CARRIED", "Reader"]
+__all__ = ["CARRIED", "Partition", "Place", "Reader", "fetch"]
 
 CARRIED = frozenset({"CustomerErased", "FieldCorrected"})
 """Events that people make: no capture can bring them back, so a new generation of the log takes them over from the one before."""
@@ -27,6 +27,8 @@ MEMORY_BYTES = 64 * 1024 * 1024
 QUIET_S = 30.0
 
 Partition = tuple[str, int]
+Place = tuple[str, int, int]
+"""Topic, partition and offset of a message."""
 
 
 @dataclass(slots=True)
@@ -166,6 +168,28 @@ class Reader:
             tracks[place].held = True
         for place in behind:
             tracks[place].held = False
+
+
+def fetch(settings: Settings, places: Iterable[Place]) -> Iterator[Message]:
+    """The messages at `places`.
+
+    Raises:
+        BrokerUnavailable: one doesn't come.
+    """
+    consumer = kafka.consumer(settings.kafka, kafka.topic(settings.kafka, "caudal.replay"))
+    try:
+        for place in sorted(places):
+            consumer.assign([TopicPartition(*place)])
+            message = consumer.poll(QUIET_S)
+            if message is None:
+                raise BrokerUnavailable(f"Kafka sent nothing for {QUIET_S:.0f} s")
+            if (error := message.error()) is not None:
+                raise kafka.translate_error(KafkaException(error))
+            yield message
+    except KafkaException as exc:
+        raise kafka.translate_error(exc) from exc
+    finally:
+        consumer.close()
 
 
 def _is_carried(message: Message) -> bool:

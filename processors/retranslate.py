@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from caudal.processors import _generation
 from caudal.processors._generation import Compared, Connection
-from caudal.processors._reader import Partition, Reader
+from caudal.processors._reader import Partition, Place, Reader, fetch
 from caudal.processors.rules import Rules
 from caudal.processors.translate import BATCH_LOCK, Batch, Capture, Translator
 from caudal.schemas import CustomerErased
@@ -24,8 +24,6 @@ from caudal.settings import Settings
 __all__ = ["Place", "Retranslation", "freeze", "thaw"]
 
 BATCH = 2_000
-Place = tuple[str, int, int]
-"""Topic, partition and offset of a capture."""
 
 
 class Retranslation:
@@ -104,6 +102,16 @@ class Retranslation:
         with postgres.translated():
             rows = self._connection().execute('SELECT topic, partition, "offset", code, source FROM put_aside')
             return {(topic, partition, offset): (code, source) for topic, partition, offset, code, source in rows}
+
+    def bury(self, places: Iterable[Place]) -> None:
+        """Write dead letters of these captures.
+
+        Raises:
+            BrokerUnavailable: some may be written; try again.
+        """
+        messages = fetch(self._settings, places)
+        while some := list(itertools.islice(messages, 100)):
+            self._translator.bury(self._translator.prepare(some))
 
     def unmatched(self) -> list[tuple[str, str]]:
         """Type and subject of what people said (`CARRIED`) of subjects that no capture names any more."""

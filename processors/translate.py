@@ -208,6 +208,17 @@ class Translator:
             self._drop_clients()
             raise
 
+    def bury(self, batch: Batch) -> None:
+        """Write the dead letters of captures that were put aside.
+
+        Raises:
+            BrokerUnavailable: some may be written; try again.
+        """
+        for capture in batch.captures:
+            if capture.poison is None:  # what can't be used of it shows only when it is linked or stored
+                capture.poison = UnusableEvent("an event of it can't be linked or stored")
+        self._produce((), batch.captures)
+
     def close(self) -> None:
         """Let go of the servers."""
         self._drop_clients()

@@ -1,12 +1,16 @@
 """Rebuilding facts and views from the log while everything keeps running."""
 
+from caudal.projections.replay._beside import Beside, offsets, still
 from caudal.projections.replay._build import Build, Progress
+from caudal.projections.replay._follow import Followed
 from caudal.projections.replay._proof import Proof, moment, open_proof, schema_name
 from caudal.projections.replay._records import Record, held, latest, one, records
 from caudal.projections.replay._replay import Replay, cancel, drop, open_replay
 
 __all__ = [
+    "Beside",
     "Build",
+    "Followed",
     "Progress",
     "Proof",
     "Record",
@@ -16,9 +20,11 @@ __all__ = [
     "held",
     "latest",
     "moment",
+    "offsets",
     "one",
     "open_proof",
     "open_replay",
     "records",
     "schema_name",
+    "still",
 ]

@@ -11,8 +11,9 @@ import psycopg
 from caudal.projections import _sql
 from caudal.projections._schema import FACTS, LIVE, MAKING_LOCK, VIEWS, ensure_live
 from caudal.projections.replay import _diff, _log
-from caudal.projections.replay._beside import Beside, existing, offsets, still
+from caudal.projections.replay._beside import Beside, existing, offsets
 from caudal.projections.replay._build import Build, Progress
+from caudal.projections.replay._follow import Followed, SameLog
 from caudal.projections.replay._records import BUILDER, Job, Record, held, latest, one
 from caudal.schemas.codec import Codec
 from psycopg import sql
@@ -25,6 +26,8 @@ from caudal.telemetry import Log, logger
 
 __all__ = ["Replay", "announce", "cancel", "drop", "open_replay", "refuse"]
 
+_KINDS = {"full", "captures"}
+"""Replays that make a schema which can be swapped in."""
 CHUNK = 10_000
 """Customers of one row of the outbox."""
 
@@ -73,10 +76,9 @@ class Replay:
             ReplayCancelled: someone cancelled it.
             Retryable: a server can't be reached; `resume` goes on.
         """
-        if (left := self.interrupted()) is not None:
-            _discard(self._conn, left)
-        job = Job.begin(self._conn, "full", {"truncated": truncated})
-        return self._build(job)
+        with postgres.translated():
+            generation = generations.current(self._conn)
+        return self._begin("full", {"truncated": truncated, "generation": generation})
 
     def interrupted(self) -> Record | None:
         """The replay that stopped before its end, if there is one."""
@@ -90,7 +92,7 @@ class Replay:
             ReplayRefused: there is none.
         """
         left = self.interrupted()
-        if left is None or left.kind != "full":
+        if left is None or left.kind not in _KINDS:
             raise ReplayRefused("no replay was interrupted", hint="`caudal replay` starts one")
         return self._build(Job(self._conn, left.id))
 
@@ -107,10 +109,9 @@ class Replay:
         """
         with postgres.translated():
             found = one(self._conn, id_) if id_ is not None else latest(self._conn, "built")
-        if found is None or found.state != "built" or found.kind not in {"full", "captures"}:
+        if found is None or found.state != "built" or found.kind not in _KINDS:
             raise ReplayRefused("there is no built replay to swap in", hint="`caudal replay status` lists them")
-        job = Job(self._conn, found.id)
-        return self._exchange(job, found.schema, f"old_{found.id}", "swapped", max_changed=max_changed, force=force)
+        return self._exchange(found, f"old_{found.id}", "swapped", max_changed=max_changed, force=force)
 
     def rollback(self) -> Record:
         """Put back what the newest swap replaced, caught up with the log.
@@ -122,10 +123,28 @@ class Replay:
             found = latest(self._conn, "swapped")
         if found is None or not existing(self._conn, found.schema):
             raise ReplayRefused("there is no schema to go back to", hint="it is kept until `caudal replay drop`")
-        job = Job(self._conn, found.id)
-        return self._exchange(job, found.schema, f"undone_{found.id}", "rolled_back", max_changed=None, force=True)
+        return self._exchange(found, f"undone_{found.id}", "rolled_back", max_changed=None, force=True)
 
     # ---- what they are made of
+
+    def _begin(self, kind: str, params: dict[str, Any]) -> Record:
+        if (left := self.interrupted()) is not None:
+            _discard(self._conn, left)
+        return self._build(Job.begin(self._conn, kind, params))
+
+    def _followed(self, record: Record) -> Followed:
+        """What the replay follows.
+
+        Raises:
+            ReplayRefused: its events belong to another generation of the log than the live one.
+        """
+        current = generations.current(self._conn)
+        if record.params.get("generation", 1) != current:
+            raise ReplayRefused(
+                f"replay {record.id} was built from another generation of the log than {current}, which is live",
+                hint="build anew with `caudal replay`",
+            )
+        return SameLog(self._conn, generations.topic(self._settings.kafka, current))
 
     def _build(self, job: Job) -> Record:
         record = job.record()
@@ -133,95 +152,90 @@ class Replay:
         with self._ending(job), postgres.translated():
             if not existing(self._conn, LIVE):
                 ensure_live(self._conn)
-            build = Build(
-                self._settings,
-                self._codec,
-                schema=record.schema,
-                topic=self._topic,
-                priorities=self._priorities,
-                truncated=bool(record.params.get("truncated")),
-                name=BUILDER,
-            )
-            job.put(error=None, ends=Jsonb(_log.ends(self._settings.kafka, self._topic)))
-            build.run(self._noting(job))
-            return self._compared(job, record.schema)
+            followed = self._followed(record)
+            with contextlib.closing(followed):
+                followed.prepare(self._noting(job))
+                return self._built(job, record, followed)
 
-    def _compared(self, job: Job, schema: str) -> Record:
-        beside = self._beside(schema)
-        try:
-            self._compare(job, schema, beside)
-        finally:
-            beside.close()
+    def _built(self, job: Job, record: Record, followed: Followed) -> Record:
+        build = Build(
+            self._settings,
+            self._codec,
+            schema=record.schema,
+            topic=followed.topic,
+            priorities=self._priorities,
+            truncated=bool(record.params.get("truncated")),
+            name=BUILDER,
+        )
+        job.put(error=None, ends=Jsonb(_log.ends(self._settings.kafka, followed.topic)))
+        build.run(self._noting(job))
+        with contextlib.closing(self._beside(record.schema, followed)) as beside:
+            self._compare(job, record.schema, beside, followed)
         job.put(state="built")
         return job.record()
 
-    def _compare(self, job: Job, schema: str, beside: Beside) -> dict[str, Any]:
-        """Catch up, compare in a snapshot at which both stand at the same offsets, store the difference."""
+    def _compare(self, job: Job, schema: str, beside: Beside, followed: Followed) -> dict[str, Any]:
+        """Catch up, compare in a snapshot at which both stand at the same, store the difference."""
         noting = self._noting(job)
-        beside.near(lambda: offsets(self._conn, LIVE), noting)
+        followed.near(beside, noting)
         noting(Progress("compare", 0, 1))
         _diff.prepare(self._conn, schema)
         with postgres.connect(self._settings.postgres, role=BUILDER) as snapshot:
             snapshot.execute("SET work_mem = '256MB'")
             with contextlib.ExitStack() as standing:
-                standing.enter_context(still(self._conn))
-                behind = beside.level(self._conn)
+                behind = standing.enter_context(followed.standing(beside, exactly=True))
                 snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
                 at = offsets(snapshot, schema)  # the snapshot is taken here
                 beside.touched()
             diff = _diff.compare(snapshot, schema)
             snapshot.execute("COMMIT")
         diff |= {"offsets": {str(p): offset for p, offset in sorted(at.items())}, "live_behind_events": behind}
+        diff |= followed.told()
         diff["definition_changed"] = not self._defined_today(LIVE)
         job.put(diff=Jsonb(diff))
         noting(Progress("compare", 1, 1))
         return diff
 
-    def _exchange(
-        self, job: Job, schema: str, away: str, state: str, *, max_changed: float | None, force: bool
-    ) -> Record:
+    def _exchange(self, found: Record, away: str, state: str, *, max_changed: float | None, force: bool) -> Record:
+        job, schema = Job(self._conn, found.id), found.schema
         if not self._defined_today(schema):
             raise ReplayRefused(
                 f"schema {schema} was made by other definitions than today's",
                 hint="use the release that made it, or build anew with `caudal replay`",
             )
-        with postgres.translated():
-            beside = self._beside(schema)
-            try:
-                diff = self._compare(job, schema, beside)
-                refuse(diff, max_changed, force=force)
-                beside.near(lambda: offsets(self._conn, LIVE), self._noting(job))
-                with still(self._conn):
-                    beside.level(self._conn)
-                    with self._conn.transaction():
-                        _diff.recheck(self._conn, schema, beside.touched())
-                        announce(self._conn, schema, self._partitions)
-                        self._conn.execute(f"DROP TABLE {schema}.{_diff.DIFF}")
-                        self._conn.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING_LOCK,))
-                        _rename(self._conn, LIVE, away)
-                        _rename(self._conn, schema, LIVE)
-                        self._conn.execute(
-                            """UPDATE hub.replays SET state = %s, schema = %s, error = NULL, updated_at = now(), ended_at = now()
+        with postgres.translated(), contextlib.ExitStack() as opened:
+            followed = opened.enter_context(contextlib.closing(self._followed(found)))
+            beside = opened.enter_context(contextlib.closing(self._beside(schema, followed)))
+            diff = self._compare(job, schema, beside, followed)
+            refuse(diff, max_changed, force=force)
+            if not force:
+                followed.refuse(diff)
+            followed.near(beside, self._noting(job))
+            with followed.standing(beside, exactly=False), self._conn.transaction():
+                _diff.recheck(self._conn, schema, followed.touched(beside))
+                announce(self._conn, schema, self._partitions)
+                self._conn.execute(f"DROP TABLE {schema}.{_diff.DIFF}")
+                self._conn.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING_LOCK,))
+                _rename(self._conn, LIVE, away)
+                _rename(self._conn, schema, LIVE)
+                followed.take_over()
+                self._conn.execute(
+                    """UPDATE hub.replays SET state = %s, schema = %s, error = NULL, updated_at = now(), ended_at = now()
                                WHERE id = %s""",
-                            (state, away, job.id),
-                        )
-            finally:
-                beside.close()
+                    (state, away, job.id),
+                )
         logger().info(Log.REPLAY_SWAPPED, replay=job.id, state=state, differences=diff["differences"])
         record = job.record()
         self._tell(record)
         return record
 
     @property
-    def _topic(self) -> str:
-        return generations.topic(self._settings.kafka, generations.current(self._conn))
-
-    @property
     def _partitions(self) -> int:
-        return len(_log.ends(self._settings.kafka, self._topic)) or self._settings.kafka.partitions
+        topic = generations.topic(self._settings.kafka, generations.current(self._conn))
+        return len(_log.ends(self._settings.kafka, topic)) or self._settings.kafka.partitions
 
-    def _beside(self, schema: str) -> Beside:
-        return Beside(self._settings, self._codec, schema=schema, topic=self._topic, priorities=self._priorities)
+    def _beside(self, schema: str, followed: Followed) -> Beside:
+        return Beside(self._settings, self._codec, schema=schema, topic=followed.topic, priorities=self._priorities)
 
     def _defined_today(self, schema: str) -> bool:
         row = self._conn.execute("SELECT obj_description(to_regnamespace(%s), 'pg_namespace')", (schema,)).fetchone()
