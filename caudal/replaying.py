@@ -22,7 +22,7 @@ from caudal.dead_letters import DeadLetters
 from caudal.errors import BrokerUnavailable, DatabaseUnavailable, LogTruncated, ReplayRefused
 from caudal.processors import _generation
 from caudal.processors.retranslate import Place, Retranslation, freeze, thaw
-from caudal.projections.replay import Beside, Followed, Progress, Record, Replay, held, offsets, still
+from caudal.projections.replay import Beside, Followed, Progress, Record, Replay, drop, held, offsets, still
 from caudal.schemas.codec import Codec
 from caudal.settings import Settings
 
@@ -66,35 +66,38 @@ class Replaying(Replay):
             number = 1 + max(self._numbers(current))
         return self._begin("captures", {"truncated": truncated, "generation": number, "from": current})
 
-    def forget(self, *, topics: bool = False) -> list[int]:
-        """Forget generations that no replay can bring back any more, after `drop`; gives their numbers.
+    def drop(self, id_: int | None = None, *, schema: str | None = None, topics: bool = False) -> list[str]:
+        """Drop schemas that replays left, and identities that none of them can bring back any more; gives the names.
 
         Args:
-            topics: delete their topics too. They hold what was known when, and can't be made again as they were.
+            id_: only what this replay left.
+            schema: only this one.
+            topics: delete the topics of generations that can't be brought back, too. They hold what was known when.
         """
+        return [*drop(self._conn, id_, schema=schema), *self._forget(topics=topics)]
+
+    def _forget(self, *, topics: bool) -> list[str]:
         with postgres.translated():
             needed = {generations.current(self._conn)}
             for (params,) in self._conn.execute(_HELD).fetchall():
                 needed |= {params["generation"], params["from"]}
-            known = set(self._numbers(generations.current(self._conn)))
             gone = [number for number in _generation.kept(self._conn) if number not in needed]
             for number in gone:
                 _generation.drop(self._conn, number)
-        if topics:
-            kafka.delete_topics(self._settings.kafka, [generations.name(number) for number in known - needed])
-            return sorted(known - needed)
-        return gone
+        topics_gone = [generations.name(number) for number in sorted(self._topics() - needed)] if topics else []
+        kafka.delete_topics(self._settings.kafka, topics_gone)
+        return [*map(_generation.schema_of, gone), *topics_gone]
 
     def _numbers(self, current: int) -> list[int]:
         """Every generation that there is or was: a number is never used again."""
         rows = self._conn.execute("SELECT (params->>'generation')::int FROM hub.replays WHERE kind = 'captures'")
+        return [current, *self._topics(), *(number for (number,) in rows)]
+
+    def _topics(self) -> set[int]:
+        """The generations whose topic is there."""
         prefix = self._settings.kafka.topic_prefix
-        topics = [
-            number
-            for name in kafka.topics(self._settings.kafka)
-            if name.startswith(prefix) and (number := generations.number_of(name.removeprefix(prefix))) is not None
-        ]
-        return [current, *topics, *(number for (number,) in rows)]
+        names = [name.removeprefix(prefix) for name in kafka.topics(self._settings.kafka) if name.startswith(prefix)]
+        return {number for name in names if (number := generations.number_of(name)) is not None}
 
     def _followed(self, record: Record) -> Followed:
         if record.kind != "captures":

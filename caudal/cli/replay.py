@@ -6,6 +6,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,8 @@ from caudal.cli import verify
 from caudal.cli._output import Json, emit, examples, note, resolved, table
 
 if TYPE_CHECKING:
-    from caudal.projections.replay import Record, Replay
+    from caudal.projections.replay import Record
+    from caudal.replaying import Replaying
 
 __all__ = ["app", "progress"]
 
@@ -23,6 +25,7 @@ app = typer.Typer(
     epilog=examples(
         "caudal replay --dry-run",
         "caudal replay --yes --max-changed 1%",
+        "caudal replay --from captures --dry-run",
         "caudal replay status",
         "caudal replay rollback",
         "caudal replay --customer 4f1c9a52-7d0e-5b6c-8a1f-2f0c6a1d9c77 --dry-run",
@@ -30,11 +33,23 @@ app = typer.Typer(
     ),
 )
 
+
+class Origin(StrEnum):
+    """What the views are made from."""
+
+    LOG = "log"
+    CAPTURES = "captures"
+
+
 MaxChanged = Annotated[
     str | None, typer.Option(metavar="SHARE", help="Refuse the swap when more of a view's rows would change, e.g. 1%.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Swap whatever would change.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Swap without asking.")]
+Topics = Annotated[
+    bool,
+    typer.Option("--topics", help="Delete the topics of former generations of the log, too. They can't be made again."),
+]
 Id = Annotated[int | None, typer.Argument(metavar="ID", help="The replay's number. Unset: the newest that fits.")]
 
 
@@ -42,6 +57,12 @@ Id = Annotated[int | None, typer.Argument(metavar="ID", help="The replay's numbe
 def replay(
     context: typer.Context,
     *,
+    from_: Annotated[
+        Origin,
+        typer.Option(
+            "--from", help="`captures`: translate what came in again first, after a connector or rule was mended."
+        ),
+    ] = Origin.LOG,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Stop before the swap; `caudal replay swap` goes on.")
     ] = False,
@@ -82,10 +103,12 @@ def replay(
         left = work.interrupted()
         if (
             left is not None
-            and left.kind == "full"
+            and left.kind == ("captures" if from_ is Origin.CAPTURES else "full")
             and _asks(f"replay {left.id} was interrupted; go on with it?", as_json)
         ):
             built = work.resume()
+        elif from_ is Origin.CAPTURES:
+            built = work.captures(truncated=from_start_of_log)
         else:
             built = work.full(truncated=from_start_of_log)
         _settle(work, built, dry_run=dry_run, share=share, force=force, yes=yes, as_json=as_json)
@@ -176,20 +199,23 @@ def cancel(id_: Id = None, *, as_json: Json = False) -> None:
         note(f"replay {found.id} is cancelled")
 
 
-@app.command(epilog=examples("caudal replay drop", "caudal replay drop 4", "caudal replay drop march"))
+@app.command(
+    epilog=examples(
+        "caudal replay drop", "caudal replay drop 4", "caudal replay drop march", "caudal replay drop --topics"
+    )
+)
 def drop(
     which: Annotated[
         str | None, typer.Argument(metavar="ID|SCHEMA", help="A replay's number, or a schema it made.")
     ] = None,
     *,
+    topics: Topics = False,
     as_json: Json = False,
 ) -> None:
     """Drop the schemas that replays left: what was live before a swap, and what was never swapped in; what --as-of made only by name."""
-    from caudal.projections import replay as replays
-
     number = int(which) if which and which.isdecimal() else None
-    with replays.held(resolved()) as conn:
-        dropped = replays.drop(conn, number, schema=which if number is None else None)
+    with _opened(as_json) as work:
+        dropped = work.drop(number, schema=which if number is None else None, topics=topics)
     if as_json:
         emit(dropped)
     else:
@@ -200,9 +226,8 @@ def drop(
 
 
 @contextmanager
-def _opened(as_json: bool) -> Iterator[Replay]:
-    from caudal import sources
-    from caudal.projections import replay as replays
+def _opened(as_json: bool) -> Iterator[Replaying]:
+    from caudal import replaying, sources
     from caudal.schemas.codec import Codec, Registry
 
     settings = resolved()
@@ -211,7 +236,7 @@ def _opened(as_json: bool) -> Iterator[Replay]:
     try:
         with (
             progress(as_json) as tell,
-            replays.open_replay(settings, Codec(registry), priorities=priorities, tell=tell) as work,
+            replaying.open_replay(settings, Codec(registry), priorities=priorities, tell=tell) as work,
         ):
             yield work
     finally:
@@ -249,7 +274,7 @@ def progress(as_json: bool) -> Iterator[Callable[[Record], None]]:
 
 
 def _settle(
-    work: Replay, built: Record, *, dry_run: bool, share: float | None, force: bool, yes: bool, as_json: bool
+    work: Replaying, built: Record, *, dry_run: bool, share: float | None, force: bool, yes: bool, as_json: bool
 ) -> None:
     """Show what would change; swap when that is wanted."""
     if not as_json:
@@ -298,8 +323,31 @@ def _show(record: Record) -> None:
     moved = {n: s for n, s in diff.get("segments", {}).items() if s["before"] != s["after"]}
     if moved:
         table(("segment", "customers", "customers after"), [(n, s["before"], s["after"]) for n, s in moved.items()])
+    _show_customers(diff)
     if diff.get("live_behind_events"):
         note(f"the live views are {diff['live_behind_events']:,} events behind: their changes are among these")
+
+
+def _show_customers(diff: dict[str, Any]) -> None:
+    """What a replay from captures does besides: to customers, to dead letters, to what people said."""
+    if (found := diff.get("customers")) is None:
+        return
+    table(
+        ("customers", "merged", "split", "renamed", "subjects new", "subjects gone"),
+        [tuple(found[n] for n in ("unchanged", "merges", "splits", "renames", "new_subjects", "gone_subjects"))],
+    )
+    for what, arrow in (("merged", "<-"), ("split", "->")):
+        for customer, others in found[what].items():
+            note(f"  {what}: {customer} {arrow} {', '.join(others)}")
+    for what in ("new", "gone"):
+        if found[f"{what}_examples"]:
+            note(f"  subjects {what}: {', '.join(found[f'{what}_examples'])}")
+    if letters := diff.get("dead_letters"):
+        table(("dead letters still", "recovered", "new"), [tuple(letters[n] for n in ("still", "recovered", "new"))])
+        for one in letters["new_examples"]:
+            note(f"  new: {one['code']} at {one['topic']}[{one['partition']}] {one['offset']}")
+    for one in diff.get("unmatched", ()):
+        note(f"  {one['type']} is about {one['subject']}, which no capture names any more")
 
 
 def _share(text: str | None) -> float | None:
@@ -320,7 +368,7 @@ def _done(progress: dict[str, Any]) -> str | None:
 
 
 def _rate(progress: dict[str, Any]) -> str:
-    if not progress or progress["stage"] not in {"load", "catch_up"} or not progress.get("rate"):
+    if not progress or progress["stage"] not in {"translate", "load", "catch_up"} or not progress.get("rate"):
         return ""
     eta = f", {progress['eta_s']:,.0f} s left" if "eta_s" in progress else ""
     return f"{progress['rate']:,.0f}/s{eta}"

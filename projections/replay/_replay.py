@@ -144,7 +144,7 @@ class Replay:
                 f"replay {record.id} was built from another generation of the log than {current}, which is live",
                 hint="build anew with `caudal replay`",
             )
-        return SameLog(self._conn, generations.topic(self._settings.kafka, current))
+        return SameLog(self._conn, self._topic)
 
     def _build(self, job: Job) -> Record:
         record = job.record()
@@ -169,7 +169,7 @@ class Replay:
         )
         job.put(error=None, ends=Jsonb(_log.ends(self._settings.kafka, followed.topic)))
         build.run(self._noting(job))
-        with contextlib.closing(self._beside(record.schema, followed)) as beside:
+        with contextlib.closing(self._beside(record.schema, followed.topic)) as beside:
             self._compare(job, record.schema, beside, followed)
         job.put(state="built")
         return job.record()
@@ -205,7 +205,7 @@ class Replay:
             )
         with postgres.translated(), contextlib.ExitStack() as opened:
             followed = opened.enter_context(contextlib.closing(self._followed(found)))
-            beside = opened.enter_context(contextlib.closing(self._beside(schema, followed)))
+            beside = opened.enter_context(contextlib.closing(self._beside(schema, followed.topic)))
             diff = self._compare(job, schema, beside, followed)
             refuse(diff, max_changed, force=force)
             if not force:
@@ -230,12 +230,16 @@ class Replay:
         return record
 
     @property
-    def _partitions(self) -> int:
-        topic = generations.topic(self._settings.kafka, generations.current(self._conn))
-        return len(_log.ends(self._settings.kafka, topic)) or self._settings.kafka.partitions
+    def _topic(self) -> str:
+        return generations.topic(self._settings.kafka, generations.current(self._conn))
 
-    def _beside(self, schema: str, followed: Followed) -> Beside:
-        return Beside(self._settings, self._codec, schema=schema, topic=followed.topic, priorities=self._priorities)
+    @property
+    def _partitions(self) -> int:
+        return len(_log.ends(self._settings.kafka, self._topic)) or self._settings.kafka.partitions
+
+    def _beside(self, schema: str, topic: str | None = None) -> Beside:
+        topic = topic or self._topic
+        return Beside(self._settings, self._codec, schema=schema, topic=topic, priorities=self._priorities)
 
     def _defined_today(self, schema: str) -> bool:
         row = self._conn.execute("SELECT obj_description(to_regnamespace(%s), 'pg_namespace')", (schema,)).fetchone()
