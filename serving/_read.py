@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 from caudal import generations
 from caudal.postgres import translated
 
-__all__ = ["KINDS", "Answer", "Cursor", "Customers", "Missing", "Timeline"]
+__all__ = ["KINDS", "POSITION", "Answer", "Cursor", "Customers", "Missing", "Timeline", "token_of"]
 
 LOOKUP_LIMIT = 50
 """Most customers that one lookup returns."""
@@ -27,7 +27,7 @@ LOOKUP_LIMIT = 50
 # The customer is a column here, so that one text serves a read by id and a lookup that finds several.
 _PROVENANCE = PROVENANCE.replace("%(customer_id)s", "ids.customer_id")
 
-_POSITION = """
+POSITION = """
     (SELECT jsonb_build_object('generation', (SELECT number FROM hub.generation),
                                'offsets', jsonb_object_agg(partition, next_offset)) FROM live.offsets)
 """
@@ -72,7 +72,7 @@ _BY_IDENTIFIER = f"""
 """
 
 _WENT_TO = f"""
-    SELECT {_POSITION}, array_agg(DISTINCT s.customer_id)
+    SELECT {POSITION}, array_agg(DISTINCT s.customer_id)
     FROM hub.former_customers f JOIN hub.subjects s USING (subject)
     WHERE f.customer_id = %(customer_id)s AND s.customer_id <> f.customer_id
 """
@@ -136,7 +136,7 @@ def _timeline(kinds: Collection[str]) -> str:
     branches = " UNION ALL ".join(_branch(kind) for kind in KINDS if kind in kinds)
     return f"""
         WITH links AS MATERIALIZED ({_LINKS} WHERE customer_id = %(customer_id)s), items AS ({branches})
-        SELECT {_POSITION}, (SELECT count(*) FROM links), (SELECT bool_and(erased_at IS NOT NULL) FROM links)
+        SELECT {POSITION}, (SELECT count(*) FROM links), (SELECT bool_and(erased_at IS NOT NULL) FROM links)
                    AND NOT EXISTS (SELECT FROM live.profiles WHERE customer_id = %(customer_id)s),
                (SELECT jsonb_agg(to_jsonb(i) ORDER BY i.at DESC, i.id DESC)
                 FROM (SELECT * FROM items ORDER BY at DESC, id DESC LIMIT %(limit)s) i)"""
@@ -200,7 +200,7 @@ class Customers:
         self._pool = pool
         names = {"schema": "live", "priority": priority, "fence": ""}  # one customer: no plan needs a fence
         parts = {
-            "position": _POSITION,
+            "position": POSITION,
             "provenance": _PROVENANCE.format(**names),
             "attributes": _ATTRIBUTES.format(**names),
         }
@@ -257,11 +257,11 @@ class Timeline:
         if not subjects:
             return await went_to(self._pool, customer_id)
         if erased:
-            return Missing(_token(at), erased=True)
+            return Missing(token_of(at), erased=True)
         items = [_item(i) for i in (found or [])[:limit]]
         more = len(found or []) > limit
         following = Cursor(datetime.fromisoformat(items[-1]["at"]), items[-1]["id"]).encode() if more else None
-        return Answer(_token(at), {"items": items, "next": following})
+        return Answer(token_of(at), {"items": items, "next": following})
 
 
 async def went_to(pool: AsyncConnectionPool[Any], customer_id: uuid.UUID) -> Missing:
@@ -270,10 +270,10 @@ async def went_to(pool: AsyncConnectionPool[Any], customer_id: uuid.UUID) -> Mis
         async with pool.connection(timeout=2) as conn:
             row = await (await conn.execute(_WENT_TO, {"customer_id": customer_id})).fetchone()
     assert row is not None
-    return Missing(_token(row[0]), went_to=tuple(row[1] or ()))
+    return Missing(token_of(row[0]), went_to=tuple(row[1] or ()))
 
 
-def _token(found: Mapping[str, Any]) -> str:
+def token_of(found: Mapping[str, Any]) -> str:
     offsets = {int(partition): offset for partition, offset in (found["offsets"] or {}).items()}
     return position.encode({generations.name(found["generation"]): offsets})
 
@@ -286,7 +286,7 @@ def _listed(rows: list[tuple[Any, ...]]) -> Answer:
 def _customer(row: tuple[Any, ...]) -> Answer:
     """The row of `_CUSTOMERS` as the API shows it; no data when nothing is known under the id."""
     customer_id, at, profile, provenance, attributes, metrics, segments, consents, subjects, identifiers = row
-    token = _token(at)
+    token = token_of(at)
     if not subjects:
         return Answer(token, None)
     fields: dict[str, Any] | None = None

@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 import orjson
 from caudal.projections import priority_sql
 from caudal.schemas.codec import Codec, Registry
-from caudal.serving import _docs
+from caudal.serving import _docs, _search_routes
+from caudal.serving._indexing import Indexing
 from caudal.serving._positions import Positions, decode
 from caudal.serving._problems import Boundary, Problem, install, response
 from caudal.serving._read import KINDS, Answer, Cursor, Customers, Missing, Timeline
 from caudal.serving._ready import Readiness
+from caudal.serving._search import Search
 from caudal.serving._stream import EventStream, Selection, Streams
 from caudal.serving._tail import TOPICS
 from caudal.serving.models import CustomerAnswer, CustomersAnswer, ProblemDocument, TimelineAnswer
@@ -77,6 +79,8 @@ class _Api:
         self.access = access.Checker(self.pool)
         priority = priority_sql({name: source.priority for name, source in sources.load(settings).items()})
         self.customers = Customers(self.pool, priority)
+        self.search = Search(self.pool)
+        self.indexing = Indexing(settings.postgres)
         self.timeline = Timeline(self.pool)
         self.positions = Positions(self.pool, settings.kafka, settings.serving.min_token_wait_s)
         self.registry = Registry(settings)
@@ -95,7 +99,9 @@ def build(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await api.pool.open(wait=False)  # PostgreSQL may come later: until then answers are 503
+        api.indexing.start()
         yield
+        api.indexing.stop()
         await api.streams.stop()
         api.registry.close()
         await api.pool.close()
@@ -216,6 +222,7 @@ def _customers(app: FastAPI, api: _Api) -> None:
             await api.positions.wait(decode(asked))
 
     waits = Depends(reached)
+    _search_routes.register(app, api.search, [reads, waits], _ERRORS)
 
     @app.get(
         "/customers/{customer_id}",

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Customer", "CustomerAnswer", "CustomersAnswer", "ProblemDocument", "TimelineAnswer"]
+__all__ = ["Customer", "CustomerAnswer", "CustomersAnswer", "ProblemDocument", "SearchAnswer", "TimelineAnswer"]
 
 
 class _Shape(BaseModel):
@@ -109,6 +109,38 @@ class TimelineAnswer(_Shape):
     customer_id: UUID
     items: list[TimelineItem]
     next: str | None = Field(description="Give it as `before` for the following page; null at the end.")
+    token: str
+
+
+class Found(BaseModel):
+    """A customer that was found, with the fields asked for."""
+
+    model_config = ConfigDict(extra="allow")
+
+    customer_id: UUID
+
+
+class Count(_Shape):
+    """How many there are."""
+
+    value: int
+    exact: bool = Field(description="False: estimated, for there are many.")
+
+
+class Value(_Shape):
+    """A value of a facet."""
+
+    value: str
+    count: int
+
+
+class SearchAnswer(_Shape):
+    """A page of the customers found."""
+
+    customers: list[Found]
+    next: str | None = Field(description="Give it as `after` for the following page; null at the end.")
+    count: Count | None = None
+    facets: dict[str, list[Value]] | None = None
     token: str
 
 

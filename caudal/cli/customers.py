@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -13,6 +14,7 @@ from caudal.cli._output import NEGATIVE, Json, compact, emit, examples, note, re
 
 if TYPE_CHECKING:
     from caudal.serving._read import Answer, Customers, Missing, Timeline
+    from caudal.serving._search import Search, Searched
 
 __all__ = ["app", "show"]
 
@@ -113,6 +115,88 @@ def timeline(
         )
 
 
+@app.command(
+    epilog=examples(
+        "caudal customers search joão recife",
+        "caudal customers search --where 'bought(times >= 2, within = 90d)' --sort -spend_minor.BRL --count",
+        "caudal customers search --where @loyal.yaml --field name,email --export loyal.csv",
+    )
+)
+def search(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WORD]...", help="Words of names, e-mail addresses, phones, documents, city; also misspelt."
+        ),
+    ] = None,
+    *,
+    where: Annotated[
+        str | None, typer.Option(help="Criteria: the text form, or `@` and a file with text, YAML or JSON.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="A field, `-` before it for descending.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Most customers shown.")] = 50,
+    field: Annotated[str | None, typer.Option(help="Fields shown, comma-separated.")] = None,
+    count: Annotated[bool, typer.Option("--count", help="Say how many there are.")] = False,
+    export: Annotated[
+        Path | None, typer.Option(help="Write everyone found to this file: .csv, .ndjson or .parquet.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Search customers by words, by criteria, or both. Exit status 1 when there is none."""
+    from caudal.cli.criteria import read
+    from caudal.serving._search import DEFAULT_FIELDS, Searched
+
+    asked = Searched(
+        criteria=read(where) if where else None, text=" ".join(words) if words else None, sort=sort, limit=limit, count=count,
+        fields=tuple(name.strip() for name in field.split(",")) if field else DEFAULT_FIELDS,
+    )  # fmt: skip
+    if export is not None:
+        _export(asked, export)
+        return
+    found = _search(lambda s: s.page(asked))
+    if as_json:
+        emit({**found.data, "token": found.token})
+    else:
+        rows = [[each[name] for name in ("customer_id", *asked.fields)] for each in found.data["customers"]]
+        table(("customer", *asked.fields), rows)
+        if count:
+            told = found.data["count"]
+            print(f"\n{'' if told['exact'] else 'about '}{told['value']} customers")
+    if not found.data["customers"]:
+        raise typer.Exit(NEGATIVE)
+
+
+def _export(asked: Searched, file: Path) -> None:
+    from caudal.serving._export import MEDIA_TYPES, encoded
+
+    format_ = file.suffix.removeprefix(".")
+    if format_ not in MEDIA_TYPES:
+        raise typer.BadParameter(f"the file's name ends with .{', .'.join(MEDIA_TYPES)}")
+
+    async def write(search: Search) -> None:
+        parts = encoded(format_, asked.fields, search.export(asked))
+        first = await anext(parts, b"")  # a search that can't be made leaves no file
+        with file.open("wb") as out:
+            out.write(first)
+            async for piece in parts:
+                out.write(piece)
+
+    _search(write)
+
+
+def _search(ask: Callable[[Search], Awaitable[_T]]) -> _T:
+    from caudal import postgres
+    from caudal.serving._search import Search
+
+    settings = resolved()
+
+    async def run() -> _T:
+        async with postgres.pool(settings.postgres, role="cli") as pool:
+            return await ask(Search(pool))
+
+    return _views_exist(run())
+
+
 def show(customer: dict[str, Any]) -> None:
     """Print a customer as the API gives it."""
     fields = customer["profile"] or {}
@@ -168,10 +252,7 @@ def _present(
 
 
 def _read(ask: Callable[[Customers, Timeline], Awaitable[_T]]) -> _T:
-    import psycopg
-
     from caudal import postgres, sources
-    from caudal.errors import Fatal
     from caudal.projections import priority_sql
     from caudal.serving._read import Customers, Timeline
 
@@ -182,7 +263,15 @@ def _read(ask: Callable[[Customers, Timeline], Awaitable[_T]]) -> _T:
         async with postgres.pool(settings.postgres, role="cli") as pool:
             return await ask(Customers(pool, priority), Timeline(pool))
 
+    return _views_exist(read())
+
+
+def _views_exist(read: Coroutine[Any, Any, _T]) -> _T:
+    import psycopg
+
+    from caudal.errors import Fatal
+
     try:
-        return asyncio.run(read())
+        return asyncio.run(read)
     except psycopg.errors.UndefinedTable as exc:
         raise Fatal("the views have not been built yet", hint="`caudal run` builds them") from exc

@@ -100,6 +100,7 @@ async def test_a_wrong_token_is_refused(http, may):
         (f"/customers/{ID}", "customers:read"),
         (f"/customers/{ID}/timeline", "customers:read"),
         ("/customers?email=a@example.com", "customers:read"),
+        ("/customers/search", "customers:read"),
         ("/changes", "changes:read"),
         ("/metrics", "metrics:read"),
     ],
@@ -142,6 +143,7 @@ async def test_the_openapi_document_lists_what_there_is(http, may):
     document = (await http.get("/openapi.json", headers=may())).json()
     assert set(document["paths"]) == {
         "/health", "/ready", "/metrics", "/customers", "/customers/{customer_id}", "/customers/{customer_id}/timeline", "/changes",
+        "/customers/search",
     }  # fmt: skip
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
     assert "text/event-stream" in document["paths"]["/changes"]["get"]["responses"]["200"]["content"]

@@ -75,7 +75,7 @@ def test_the_commands_are_those_that_the_docs_promise():
         *(f"caudal sources {name}" for name in ["add", "list", "remove"]),
         *(f"caudal connectors {name}" for name in ["show", "verify"]),
         *(f"caudal criteria {name}" for name in ["check", "schema"]),
-        *(f"caudal customers {name}" for name in ["get", "find", "timeline"]),
+        *(f"caudal customers {name}" for name in ["get", "find", "search", "timeline"]),
         *(f"caudal dead-letters {name}" for name in ["list", "show", "redrive"]),
         *(f"caudal tokens {name}" for name in ["create", "list", "revoke"]),
     }
