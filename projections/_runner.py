@@ -42,6 +42,8 @@ _VIEWS = {view.name: view for view in VIEWS}
 LOOK_EVERY_S = 0.25
 """How long what another worker left in the outbox may wait."""
 SETTLE_S = 3.0
+CLEAR_AFTER = 5_000
+"""Events after which the staging tables are truncated; before, their rows are deleted, which leaves them a little larger each time."""
 STRIPE_LOCKS = 0x6361_7564
 """First key of the advisory locks, to keep clear of other users of the database; each schema but the live one has its own."""
 _RESHAPED = (UndefinedTable, UndefinedColumn, FeatureNotSupported)
@@ -119,6 +121,7 @@ class Runner:
         )
         self._mine: set[int] = set()
         self._looked = 0.0
+        self._staged = 0
         self._untidy = 1.0  # what an earlier worker left is put in order at once
         self._conn: psycopg.Connection[Any] | None = None
         self._statements = statements(schema, self._priority, feed=feed)
@@ -246,6 +249,7 @@ class Runner:
                 self._lock(cur, set())
                 self._advance(cur, batch)
                 return []
+            self._clear(cur, len(batch.messages))
             self._stage(cur, batch)
             self._lock(cur, stripes)
             cur.execute(run["links"], {"new": ALL if batch.relinked else LINKED, "all": ALL})
@@ -274,6 +278,15 @@ class Runner:
         if not self._feed:
             self.touched |= touched
         return changes
+
+    def _clear(self, cur: psycopg.Cursor[Any], coming: int) -> None:
+        """Empty the staging tables."""
+        if self._staged < CLEAR_AFTER:
+            cur.execute(self._statements["clear"])
+        else:
+            cur.execute("TRUNCATE " + ", ".join(_sql.staging(FACTS)))
+            self._staged = 0
+        self._staged += coming
 
     def _stage(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         for name, (columns, data) in batch.stages.items():
@@ -521,6 +534,7 @@ def statements(schema: str, priority: str, *, feed: bool) -> dict[str, Any]:
         "gone": _sql.GONE_UPSERT.format(schema=schema),
         "any_erased": _sql.ANY_ERASED.format(schema=schema),
         "touch": _sql.TOUCH.format(schema=schema),
+        "clear": _sql.clear(FACTS),
         "stated_sets": _sql.STATED_SETS.format(schema=schema),
         "places": _places.STORE.format(schema=schema),
     }

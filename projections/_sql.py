@@ -1,6 +1,7 @@
 """The SQL of facts and views, generated from their declarations. Every value is a column or a parameter; names are our own.
 
-Staging tables are temporary and empty themselves at commit (`ON COMMIT DELETE ROWS`: deleting would bloat them).
+Staging tables are temporary, and emptied when the next batch begins: `ON COMMIT DELETE ROWS` would empty every one of them with each
+commit, and make the index of its long values anew, which took longer than a small batch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = [
     "TOUCH",
     "TOUCH_SUBJECTS",
     "books",
+    "clear",
     "column_ddl",
     "composites",
     "definition",
@@ -32,6 +34,7 @@ __all__ = [
     "refresh",
     "remove",
     "stage_ddl",
+    "staging",
     "tables",
     "upsert",
     "view_types",
@@ -147,25 +150,37 @@ def definition(facts: tuple[Fact, ...], views: tuple[View, ...]) -> str:
 
 STAGES = (
     """CREATE TEMP TABLE stage_subjects (
-        subject text COLLATE "C", customer_id text, link_seq bigint, event_id text COLLATE "C", facts int) ON COMMIT DELETE ROWS""",
+        subject text COLLATE "C", customer_id text, link_seq bigint, event_id text COLLATE "C", facts int)""",
     """CREATE TEMP TABLE stage_gone (
-        subject text COLLATE "C", deleted_at timestamptz, erased_at timestamptz) ON COMMIT DELETE ROWS""",
-    'CREATE TEMP TABLE stage_moved (subject text COLLATE "C", facts int) ON COMMIT DELETE ROWS',
-    "CREATE TEMP TABLE stage_linked (customer_id uuid, facts int, cause text) ON COMMIT DELETE ROWS",
-    "CREATE TEMP TABLE touched (customer_id uuid, facts int, cause text) ON COMMIT DELETE ROWS",
+        subject text COLLATE "C", deleted_at timestamptz, erased_at timestamptz)""",
+    'CREATE TEMP TABLE stage_moved (subject text COLLATE "C", facts int)',
+    "CREATE TEMP TABLE stage_linked (customer_id uuid, facts int, cause text)",
+    "CREATE TEMP TABLE touched (customer_id uuid, facts int, cause text)",
     """CREATE TEMP TABLE touched_subjects (
-        customer_id uuid, subject text, source text, deleted_at timestamptz, facts int) ON COMMIT DELETE ROWS""",
+        customer_id uuid, subject text, source text, deleted_at timestamptz, facts int)""",
 )
 """Staging tables that every batch uses."""
 
 
+def staging(facts: tuple[Fact, ...]) -> list[str]:
+    """The names of all staging tables."""
+    statements = (*STAGES, *(ddl for fact in facts for ddl in stage_ddl(fact)))
+    return [statement.split()[3] for statement in statements]
+
+
+def clear(facts: tuple[Fact, ...]) -> str:
+    """Empty the staging tables after a few rows; TRUNCATE is for many, since it makes every plan anew."""
+    deleted = ", ".join(f"d{number} AS (DELETE FROM {name})" for number, name in enumerate(staging(facts)))
+    return f"WITH {deleted} SELECT"
+
+
 def stage_ddl(fact: Fact) -> tuple[str, ...]:
     """The staging tables of a fact: its rows, and the keys of things put together from several statements."""
-    staged = f"CREATE TEMP TABLE stage_{fact.name} ({', '.join(column_ddl(fact))}) ON COMMIT DELETE ROWS"
+    staged = f"CREATE TEMP TABLE stage_{fact.name} ({', '.join(column_ddl(fact))})"
     if not fact.partial:
         return (staged,)
     names = ", ".join(f'{k} text COLLATE "C"' for k in fact.key)
-    return staged, f"CREATE TEMP TABLE composite_{fact.name} ({names}) ON COMMIT DELETE ROWS"
+    return staged, f"CREATE TEMP TABLE composite_{fact.name} ({names})"
 
 
 LINKS_UPSERT = """
