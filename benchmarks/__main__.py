@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 
-from benchmarks import drain, edge, latency
+from benchmarks import drain, edge, latency, one_customer
 from benchmarks._machine import machine
 from caudal.telemetry import configure_logging
 
-NAMES = {"drain": drain.measure, "edge": edge.measure, "latency": latency.measure}
+NAMES = {"drain": drain.measure, "edge": edge.measure, "latency": latency.measure, "one_customer": one_customer.measure}
 
 
 def main() -> int:
