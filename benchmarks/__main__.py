@@ -6,11 +6,17 @@ import argparse
 import json
 import sys
 
-from benchmarks import drain, edge, latency, one_customer
+from benchmarks import drain, edge, latency, one_customer, rebuild
 from benchmarks._machine import machine
 from caudal.telemetry import configure_logging
 
-NAMES = {"drain": drain.measure, "edge": edge.measure, "latency": latency.measure, "one_customer": one_customer.measure}
+NAMES = {
+    "drain": drain.measure,
+    "edge": edge.measure,
+    "latency": latency.measure,
+    "one_customer": one_customer.measure,
+    "rebuild": rebuild.measure,
+}
 
 
 def main() -> int:

@@ -58,6 +58,7 @@ class Scope(StrEnum):
     CUSTOMERS_READ = "customers:read"
     CHANGES_READ = "changes:read"
     METRICS_READ = "metrics:read"
+    OPERATE = "operate"
     ADMIN = "admin"
 
 

@@ -36,6 +36,8 @@ __all__ = ["ROLES", "run"]
 
 ROLES = ("translate", "project")
 COMMANDS = ("pause", "resume")
+REPLAY = "replay"
+"""Not a worker's role, but it can be paused like one: a replay that loads looks into hub.control between chunks."""
 CAPTURES_MAX = 2_000
 """Most captures of one batch: a capture holds a whole delivery, of some kilobytes, and bounds the worker's memory."""
 STOP_S = 20.0
@@ -281,7 +283,7 @@ class _Control:
 
 
 def parse_command(value: bytes) -> tuple[str | None, tuple[str, ...]]:
-    """An operator's command, `{"command": "pause" | "resume", "role": "translate" | "project"}`; no role means both."""
+    """An operator's command, `{"command": "pause" | "resume", "role": "translate" | "project" | "replay"}`; no role means the workers'."""
     try:
         stated = orjson.loads(value)
     except orjson.JSONDecodeError:
@@ -289,7 +291,7 @@ def parse_command(value: bytes) -> tuple[str | None, tuple[str, ...]]:
     if not isinstance(stated, dict) or stated.get("command") not in COMMANDS:
         return None, ()
     role = stated.get("role")
-    if role is not None and role not in ROLES:
+    if role is not None and role not in (*ROLES, REPLAY):
         return None, ()
     return stated["command"], ROLES if role is None else (role,)
 

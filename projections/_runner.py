@@ -126,9 +126,13 @@ class Runner:
         self._conn: psycopg.Connection[Any] | None = None
         self._statements = statements(schema, self._priority, feed=feed)
         self._log = logger()
-        with postgres.translated():
-            self._oid = self._ensure()
-            self.generation = generations.current(self._connection())
+        try:
+            with postgres.translated():
+                self._oid = self._ensure()
+                self.generation = generations.current(self._connection())
+        except BaseException:
+            self.close()
+            raise
         self._partitions = _partition_count(settings, generations.topic(settings.kafka, self.generation))
 
     # ---- what a worker calls

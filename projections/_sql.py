@@ -264,11 +264,15 @@ TOUCH = (
         RETURNING customer_id, facts
     ), subjects AS ("""
     + TOUCH_SUBJECTS.replace("touched t", "t")
-    + """)
+    + """), noted AS (
+        INSERT INTO hub.touched (customer_id) SELECT customer_id FROM t
+        WHERE EXISTS (SELECT FROM hub.control WHERE key = 'replay.noting' AND changed_at > now() - interval '15 minutes')
+    )
     SELECT array_agg(DISTINCT crc32(convert_to(customer_id::text, 'UTF8')) & 63) FROM t
 """
 )
-"""The customers that the batch touched, with what was touched, and all their subjects; returns their stripes (see _runner.py)."""
+"""The customers that the batch touched, with what was touched, and all their subjects; returns their stripes (see _runner.py).
+While one view is rebuilt, they are noted for it too (see replay/_one_view.py)."""
 
 
 def upsert(schema: str, fact: Fact) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from caudal.projections import priority_sql
 from caudal.schemas.codec import Codec, Registry
-from caudal.serving import _docs, _search_routes
+from caudal.serving import _docs, _replays, _search_routes
 from caudal.serving._indexing import Indexing
 from caudal.serving._positions import Positions, decode
 from caudal.serving._problems import Boundary, Problem, install, response
@@ -124,6 +124,7 @@ def build(settings: Settings) -> FastAPI:
     _operations(app, api)
     _customers(app, api)
     _changes(app, api)
+    _replays.add(app, _replays.Replays(settings), _needs(api, access.Scope.OPERATE), _ERRORS)
     return app
 
 

@@ -127,7 +127,7 @@ def _format(base: list[str], kafka_home: Path, data: Path) -> None:
     # an id that begins with a dash would be read as an option
     cluster_id = urlsafe_b64encode(b"C" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
     quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
-    command = [*base, *quick, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
+    command = [*base, *quick, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(properties)]
     done = subprocess.run(  # noqa: S603 - our own command
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )

@@ -63,6 +63,10 @@ def replay(
             "--from", help="`captures`: translate what came in again first, after a connector or rule was mended."
         ),
     ] = Origin.LOG,
+    view: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only this view and those that read it, from the facts that are there."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Stop before the swap; `caudal replay swap` goes on.")
     ] = False,
@@ -101,7 +105,9 @@ def replay(
     share = _share(max_changed)
     with _opened(as_json) as work:
         left = work.interrupted()
-        if (
+        if view is not None:
+            built = work.view(view)
+        elif (
             left is not None
             and left.kind == ("captures" if from_ is Origin.CAPTURES else "full")
             and _asks(f"replay {left.id} was interrupted; go on with it?", as_json)
@@ -282,6 +288,8 @@ def _settle(
     if dry_run or not (yes or _asks("swap it in?", as_json)):
         if as_json:
             emit(built.plain())
+        elif built.kind == "view":
+            note("nothing was swapped, and nothing is kept: a view is quickly made again")
         else:
             note(f"replay {built.id} is built: `caudal replay swap` swaps it in, `caudal replay cancel` drops it")
         return

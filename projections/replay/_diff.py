@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import psycopg
-from caudal.projections._schema import LIVE, VIEWS
+from caudal.projections._schema import LIVE
 from caudal.projections._view import View
 
 __all__ = ["DIFF", "compare", "recheck"]
@@ -16,7 +16,7 @@ DIFF = "replay_diff"
 EXAMPLES = 5
 
 
-def compare(conn: psycopg.Connection[Any], schema: str, views: Sequence[View] = VIEWS) -> dict[str, Any]:
+def compare(conn: psycopg.Connection[Any], schema: str, views: Sequence[View]) -> dict[str, Any]:
     """Compare the views of two schemas; `conn` is in a transaction whose snapshot has both at the same offsets.
 
     Every row that differs is noted in the table `replay_diff` of `schema`, which must be there (see `prepare`). Columns that only one of
@@ -49,9 +49,7 @@ def prepare(conn: psycopg.Connection[Any], schema: str) -> None:
     )
 
 
-def recheck(
-    conn: psycopg.Connection[Any], schema: str, customers: Collection[str], views: Sequence[View] = VIEWS
-) -> None:
+def recheck(conn: psycopg.Connection[Any], schema: str, customers: Collection[str], views: Sequence[View]) -> None:
     """Compare these customers again: they were touched since."""
     ids = list(customers)
     conn.execute(f"DELETE FROM {schema}.{DIFF} WHERE customer_id = ANY(%s::uuid[])", (ids,))

@@ -14,6 +14,7 @@ from caudal.projections.replay import _diff, _log
 from caudal.projections.replay._beside import Beside, existing, offsets
 from caudal.projections.replay._build import Build, Progress
 from caudal.projections.replay._follow import Followed, SameLog
+from caudal.projections.replay._one_view import OneView
 from caudal.projections.replay._records import BUILDER, Job, Record, held, latest, one
 from caudal.schemas.codec import Codec
 from psycopg import sql
@@ -48,7 +49,11 @@ def open_replay(
         ReplayRunning: another process has it.
     """
     with held(settings) as conn:
-        yield Replay(settings, codec, conn, priorities, tell)
+        replay = Replay(settings, codec, conn, priorities, tell)
+        try:
+            yield replay
+        finally:
+            replay.close()
 
 
 class Replay:
@@ -67,6 +72,7 @@ class Replay:
         self._conn = conn
         self._priorities = priorities
         self._tell = tell
+        self._view: tuple[Job, OneView] | None = None
 
     def full(self, *, truncated: bool = False) -> Record:
         """Rebuild everything beside the live schema and compare; gives the replay, built. What was interrupted before is dropped.
@@ -79,6 +85,38 @@ class Replay:
         with postgres.translated():
             generation = generations.current(self._conn)
         return self._begin("full", {"truncated": truncated, "generation": generation})
+
+    def view(self, name: str) -> Record:
+        """Make one view again from the facts that are there, with the views that read it, and compare; `swap` puts it in place.
+
+        It is not kept when this object is closed before.
+
+        Raises:
+            ReplayRefused: there is no such view, or other tables are not of today's definitions either.
+        """
+        if (left := self.interrupted()) is not None:
+            _discard(self._conn, left)
+        job = Job.begin(self._conn, "view", {"view": name})
+        logger().info(Log.REPLAY_STARTED, replay=job.id, kind="view")
+        noting = self._noting(job)
+        with self._ending(job), postgres.translated():
+            schema = job.record().schema
+            one = OneView(
+                self._settings, self._conn, name=name, schema=schema, priority=_sql.priority_sql(self._priorities)
+            )
+            self._view = (job, one)
+            one.build(noting)
+            diff = one.compare(noting)
+        job.put(diff=Jsonb(diff))
+        return job.record()
+
+    def close(self) -> None:
+        """Drop a view that was made and not swapped in."""
+        if self._view is not None and not self._conn.closed:
+            (job, one), self._view = self._view, None
+            with contextlib.suppress(CaudalError), postgres.translated():
+                one.close()
+                self._conn.execute(f"{_CANCEL} AND state = 'running'", (job.id,))
 
     def interrupted(self) -> Record | None:
         """The replay that stopped before its end, if there is one."""
@@ -107,6 +145,8 @@ class Replay:
         Raises:
             ReplayRefused: there is nothing to swap in, or more would change than allowed.
         """
+        if self._view is not None and id_ in {None, self._view[0].id}:
+            return self._swap_view(*self._view, max_changed=max_changed, force=force)
         with postgres.translated():
             found = one(self._conn, id_) if id_ is not None else latest(self._conn, "built")
         if found is None or found.state != "built" or found.kind not in _KINDS:
@@ -145,6 +185,23 @@ class Replay:
                 hint="build anew with `caudal replay`",
             )
         return SameLog(self._conn, self._topic)
+
+    def _swap_view(self, job: Job, one: OneView, *, max_changed: float | None, force: bool) -> Record:
+        record = job.record()
+        diff = record.diff or {}
+        refuse(diff, max_changed, force=force)
+
+        def finish() -> None:
+            self._conn.execute(
+                "UPDATE hub.replays SET state = 'swapped', schema = '', updated_at = now(), ended_at = now() WHERE id = %s",
+                (job.id,),
+            )
+
+        with postgres.translated():
+            one.swap(lambda: announce(self._conn, record.schema, self._partitions), finish)
+        self._view = None
+        logger().info(Log.REPLAY_SWAPPED, replay=job.id, state="swapped", differences=diff.get("differences"))
+        return job.record()
 
     def _build(self, job: Job) -> Record:
         record = job.record()
@@ -187,7 +244,7 @@ class Replay:
                 snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
                 at = offsets(snapshot, schema)  # the snapshot is taken here
                 beside.touched()
-            diff = _diff.compare(snapshot, schema)
+            diff = _diff.compare(snapshot, schema, VIEWS)
             snapshot.execute("COMMIT")
         diff |= {"offsets": {str(p): offset for p, offset in sorted(at.items())}, "live_behind_events": behind}
         diff |= followed.told()
@@ -212,7 +269,7 @@ class Replay:
                 followed.refuse(diff)
             followed.near(beside, self._noting(job))
             with followed.standing(beside, exactly=False), self._conn.transaction():
-                _diff.recheck(self._conn, schema, followed.touched(beside))
+                _diff.recheck(self._conn, schema, followed.touched(beside), VIEWS)
                 announce(self._conn, schema, self._partitions)
                 self._conn.execute(f"DROP TABLE {schema}.{_diff.DIFF}")
                 self._conn.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING_LOCK,))

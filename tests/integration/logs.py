@@ -99,9 +99,12 @@ def connect(settings: Settings) -> psycopg.Connection[Any]:
     return postgres.connect(settings.postgres, role="tests")
 
 
-def fill(settings: Settings, codec: Codec, events: Iterable[Event]) -> list[Record]:
-    """Produce events to customer.changes, as Kafka's partitioner places them; gives the messages as the runner reads them."""
-    log = records(codec, list(events))
+def fill(settings: Settings, codec: Codec, events: Iterable[Event], *, begin: int = 0) -> list[Record]:
+    """Produce events to customer.changes, as Kafka's partitioner places them; gives the messages as the runner reads them.
+
+    The first `begin` were produced before.
+    """
+    log = records(codec, list(events))[begin:]
     producer = kafka.producer(settings.kafka, **{"linger.ms": 20})
     for record in log:
         producer.produce(

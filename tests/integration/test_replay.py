@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import orjson
 import psycopg
 import pytest
 from api_server import running, token_of
+from caudal.projections import VIEWS, Runner, _runner, _schema
+from caudal.projections._view import View
+from caudal.projections.metrics import metrics
+from caudal.projections.replay import Record, _build, _one_view, _replay, cancel, drop, held
+from caudal.projections.replay import _load as loading
 from caudal.schemas.codec import Codec, Registry
-from logs import connect, fill, rebuilt
+from confluent_kafka import TopicPartition
+from logs import PARTITIONS, apply, connect, contents, fill, rebuilt
 from replays import Source, on_topic, projecting, replaying, until
 
 from benchmarks import _generate
 from caudal import kafka
+from caudal.errors import Fatal, LogTruncated, ReplayCancelled, ReplayRefused, ReplayRunning
 from caudal.settings import Settings
 
 NOTHING = {"profiles": ([], []), "metrics": ([], []), "segment_members": ([], [])}
@@ -109,3 +118,285 @@ def test_a_rebuild_beside_writes_and_reads_changes_nothing_and_fails_no_read(
         diff = replay.full().diff
     assert diff is not None
     assert diff["differences"] == 0
+
+
+@pytest.fixture
+def live(settings: Settings, codec: Codec) -> Iterator[Runner]:
+    runner = Runner(settings, codec)
+    runner.positions(range(PARTITIONS))
+    yield runner
+    runner.close()
+
+
+def redefine(monkeypatch: pytest.MonkeyPatch, *changed: View) -> None:
+    """Take these views in the place of those of the same name, or besides, as a new release would."""
+    new = {view.name: view for view in changed}
+    views = (*(new.pop(view.name, view) for view in VIEWS), *new.values())
+    for module in (_schema, _runner, _build, _one_view, _replay):
+        monkeypatch.setattr(module, "VIEWS", views)
+    monkeypatch.setattr(_runner, "_VIEWS", {view.name: view for view in views})
+
+
+def test_a_changed_definition_is_built_beside_the_live_one_and_swapped_in(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], live: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = fill(settings, codec, _generate.events(600, 80))
+    apply(live, log, [300])
+    live.flush()
+    select = f"SELECT *, orders_count * 2 AS twice FROM ({metrics.select}) once"
+    redefine(
+        monkeypatch,
+        replace(metrics, columns={**metrics.columns, "twice": "bigint"}, select=select),
+        View("cities", ("customer_id",), {"customer_id": "uuid", "city": "text"}, ("profiles",),
+             "SELECT p.customer_id, p.city FROM customers k JOIN {schema}.profiles p USING (customer_id)"),
+    )  # fmt: skip
+    with pytest.raises(Fatal, match="caudal replay"):
+        Runner(settings, codec)
+    with replaying(settings, codec) as replay:
+        built = replay.full()
+        assert built.diff is not None
+        assert built.diff["definition_changed"]
+        assert built.diff["views"]["metrics"]["columns_added"] == ["twice"]
+        assert built.diff["views"]["cities"]["added"] > 0
+        assert built.diff["changed_share"] == 0, "a new view and a new column change no row that was there"
+        replay.swap(max_changed=0.0)
+    assert conn.execute("SELECT bool_and(twice = orders_count * 2) FROM live.metrics").fetchone() == (True,)
+    assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (0,), "no row changed that is published"
+    Runner(settings, codec).close()
+
+
+def corrupt(conn: psycopg.Connection[Any]) -> tuple[str, str, str]:
+    """Change a profile, delete a row of metrics and a membership by hand; the customers whose rows they were."""
+    ids = [
+        c for (c,) in conn.execute("SELECT customer_id::text FROM live.segment_members ORDER BY 1 LIMIT 3").fetchall()
+    ]
+    first, *_ = changed = sorted(set(ids))
+    other = conn.execute(
+        "SELECT customer_id::text FROM live.profiles WHERE customer_id <> %s ORDER BY 1 DESC LIMIT 1", (first,)
+    ).fetchone()
+    assert other is not None
+    conn.execute("UPDATE live.profiles SET city = 'Nowhere' WHERE customer_id = %s", (first,))
+    conn.execute("DELETE FROM live.metrics WHERE customer_id = %s", other)
+    conn.execute("DELETE FROM live.segment_members WHERE customer_id = %s", (first,))
+    return first, other[0], changed[0]
+
+
+@pytest.mark.timeout(300)
+def test_rows_that_change_are_published_once_as_rebuilt_and_the_swap_can_be_undone(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any]
+) -> None:
+    fill(settings, codec, _generate.events(600, 80))
+    with projecting(settings, codec) as projection:
+        until(lambda: projected(conn) == 600, "projection")
+        until(lambda: conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (0,), "publishing")
+        was = {name: len(on_topic(settings, codec, name)) for name in (kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS)}
+        profile, figures, member = corrupt(conn)
+        with replaying(settings, codec) as replay:
+            diff = replay.full().diff
+            assert diff is not None
+            views = diff["views"]
+            assert views["profiles"]["examples"]["changed"] == [{"customer_id": profile, "fields": ["city"]}]
+            assert views["metrics"]["examples"]["added"] == [{"customer_id": figures}]
+            assert {e["customer_id"] for e in views["segment_members"]["examples"]["added"]} == {member}
+            assert sum(s["after"] - s["before"] for s in diff["segments"].values()) == views["segment_members"]["added"]
+            with pytest.raises(ReplayRefused, match="--force"):
+                replay.swap(max_changed=0.001)
+            assert conn.execute("SELECT count(*) FROM live.profiles WHERE city = 'Nowhere'").fetchone() == (1,)
+            replay.swap(max_changed=0.001, force=True)
+            assert rebuilt(conn) == NOTHING
+            until(
+                lambda: conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (0,), "publishing of what changed"
+            )
+            for name, customer in ((kafka.PROFILES, profile), (kafka.METRICS, figures), (kafka.SEGMENTS, member)):
+                messages = on_topic(settings, codec, name)
+                new = [value for key, value in messages if value and value["rebuilt"]]
+                assert {value["customer_id"] for value in new} == {customer}, name
+                assert len(messages) - was[name] == len(new), "nothing else was published"
+                older = [v["version"] for k, v in messages if v and k == customer and not v["rebuilt"]]
+                assert min(value["version"] for value in new) > max(older)
+            assert replay.rollback().state == "rolled_back"
+        assert conn.execute("SELECT count(*) FROM live.profiles WHERE city = 'Nowhere'").fetchone() == (1,)
+        more = fill(settings, codec, _generate.events(700, 80), begin=600)
+        until(lambda: projected(conn) == 600 + len(more), "projection after the rollback")
+        assert projection.failed is None
+        assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^(old|build|undone)_'").fetchall() == [
+            ("undone_1",)
+        ]
+        with held(settings) as right:
+            assert drop(right) == ["undone_1"]
+
+
+def test_a_second_replay_is_refused_with_the_progress_of_the_first(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], live: Runner
+) -> None:
+    apply(live, fill(settings, codec, _generate.events(200, 50)))
+    refusals: list[str] = []
+
+    def second(record: Record) -> None:
+        if record.progress["stage"] == "facts" and not refusals:
+            with pytest.raises(ReplayRunning) as refused, replaying(settings, codec):
+                pass
+            refusals.append(str(refused.value))
+
+    with replaying(settings, codec, tell=second) as replay:
+        built = replay.full()
+    assert "replay 1 (full) runs" in refusals[0]
+    assert "facts" in refusals[0]
+    assert cancel(settings, built.id).state == "cancelled"
+    assert conn.execute("SELECT to_regnamespace('build_1')").fetchone() == (None,)
+
+
+def test_a_replay_is_cancelled_while_it_runs(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], live: Runner
+) -> None:
+    apply(live, fill(settings, codec, _generate.events(200, 50)))
+    before = contents(conn)
+    with (
+        pytest.raises(ReplayCancelled),
+        replaying(
+            settings, codec, tell=lambda record: record.state == "running" and cancel(settings) and None
+        ) as replay,
+    ):
+        replay.full()
+    assert contents(conn) == before
+    with replaying(settings, codec) as replay:
+        assert replay.interrupted() is None
+    assert conn.execute("SELECT state FROM hub.replays").fetchall() == [("cancelled",)]
+    assert conn.execute("SELECT to_regnamespace('build_1')").fetchone() == (None,)
+
+
+def test_a_log_that_lost_its_first_events_is_refused_unless_told_to_start_there(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], live: Runner
+) -> None:
+    log = fill(settings, codec, _generate.events(200, 50))
+    apply(live, log)
+    admin = kafka.admin(settings.kafka)
+    place = TopicPartition(kafka.topic(settings.kafka, kafka.CHANGES), 1, 10)
+    admin.delete_records([place])[place].result()
+    with replaying(settings, codec) as replay, pytest.raises(LogTruncated, match="10 of partition 1"):
+        replay.full()
+    assert conn.execute("SELECT state, error FROM hub.replays").fetchall() == [("failed", "log_truncated")]
+    with replaying(settings, codec) as replay:
+        diff = replay.full(truncated=True).diff
+    assert diff is not None
+    assert diff["offsets"] == {str(p): sum(record.partition() == p for record in log) for p in range(PARTITIONS)}
+
+
+@pytest.mark.parametrize("stage", ["load", "links", "facts", "views", "catch_up"])
+def test_an_interrupted_replay_is_gone_on_with(
+    settings: Settings,
+    codec: Codec,
+    conn: psycopg.Connection[Any],
+    live: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    stage: str,
+) -> None:
+    monkeypatch.setattr(loading, "CHUNK", 50)
+    apply(live, fill(settings, codec, _generate.events(300, 50)), [100])
+
+    def interrupt(record: Record) -> None:
+        if record.progress["stage"] == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), replaying(settings, codec, tell=interrupt) as replay:
+        replay.full()
+    with replaying(settings, codec) as replay:
+        left = replay.interrupted()
+        assert left is not None
+        diff = replay.resume().diff
+        assert diff is not None
+        assert diff["differences"] == 0
+        before = contents(conn)
+        replay.swap()
+    assert contents(conn) == before
+
+
+def test_one_view_is_made_again_from_the_facts_while_the_live_projection_goes_on(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], live: Runner
+) -> None:
+    log = fill(settings, codec, _generate.events(600, 80))
+    apply(live, log[:300], [100])
+    live.flush()
+    lost = conn.execute("DELETE FROM live.metrics WHERE orders_count = 2 RETURNING customer_id::text").fetchall()
+    assert lost
+    batches = [log[300:400], log[400:]]
+    done: list[str] = []
+
+    def go_on(record: Record) -> None:
+        if batches and record.progress["stage"] not in done:  # once while the view is made, once while it is compared
+            done.append(record.progress["stage"])
+            apply(live, batches.pop(0))
+
+    with replaying(settings, codec, tell=go_on) as replay:
+        diff = replay.view("metrics").diff
+        assert diff is not None
+        assert list(diff["views"]) == ["metrics", "segment_members"]
+        assert 0 < diff["views"]["metrics"]["added"] <= len(lost), "some were made again by the batches that followed"
+        assert diff["views"]["metrics"]["removed"] == diff["views"]["metrics"]["changed"] == 0
+        assert replay.swap().state == "swapped"
+    assert not batches
+    assert rebuilt(conn) == NOTHING
+    apply(live, fill(settings, codec, _generate.events(700, 80), begin=600))
+    assert rebuilt(conn) == NOTHING
+    assert conn.execute("SELECT count(*) FROM hub.touched").fetchone() == (0,)
+    assert conn.execute("SELECT count(*) FROM pg_namespace WHERE nspname ~ '^build'").fetchone() == (0,)
+
+
+def test_a_view_that_was_redefined_is_made_from_the_facts_and_stops_workers_of_the_release_before(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], live: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = fill(settings, codec, _generate.events(300, 60))
+    apply(live, log[:200], [100])
+    select = f"SELECT *, orders_count * 2 AS twice FROM ({metrics.select}) once"
+    redefine(monkeypatch, replace(metrics, columns={**metrics.columns, "twice": "bigint"}, select=select))
+    with replaying(settings, codec) as replay:
+        with pytest.raises(ReplayRefused, match="metrics was made by another definition"):
+            replay.view("profiles")
+        diff = replay.view("metrics").diff
+        assert diff is not None
+        assert diff["views"]["metrics"]["columns_added"] == ["twice"]
+        replay.swap(max_changed=0.0)
+    assert conn.execute("SELECT bool_and(twice = orders_count * 2) FROM live.metrics").fetchone() == (True,)
+    runner = Runner(settings, codec)
+    runner.positions(range(PARTITIONS))
+    apply(runner, log[200:])
+    runner.close()
+    assert conn.execute("SELECT bool_and(twice = orders_count * 2) FROM live.metrics").fetchone() == (True,)
+    monkeypatch.undo()
+    with pytest.raises(Fatal):
+        live.apply(live.decode(fill(settings, codec, _generate.events(310, 60), begin=300)))
+
+
+@pytest.mark.timeout(300)
+def test_the_api_starts_a_replay_tells_its_progress_and_swaps_it_in(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], live: Runner
+) -> None:
+    apply(live, fill(settings, codec, _generate.events(300, 50)))
+    live.flush()
+    conn.execute(
+        "UPDATE live.profiles SET city = 'Nowhere' WHERE customer_id = (SELECT min(customer_id::text)::uuid FROM live.profiles)"
+    )
+    headers = {"authorization": f"Bearer {token_of(settings, 'operate')}"}
+    with running(settings) as address, httpx.Client(base_url=address, headers=headers, timeout=120) as client:
+        assert client.post("/replays", json={"kind": "view"}).status_code == 422
+        started = client.post("/replays", json={"kind": "full"})
+        assert started.status_code == 202, started.text
+        number = started.json()["id"]
+        refused = client.post("/replays", json={"kind": "view", "view": "profiles"})
+        assert (refused.status_code, refused.json()["code"]) == (409, "replay_running")
+        with client.stream("GET", f"/replays/{number}/progress") as events:
+            told = [
+                orjson.loads(line.removeprefix("data: ")) for line in events.iter_lines() if line.startswith("data: ")
+            ]
+        assert told[-1]["state"] == "built"
+        assert client.get(f"/replays/{number}/diff").json()["views"]["profiles"]["fields"] == {"city": 1}
+        until(lambda: not client.get("/replays").json()["replays"][0]["active"], "the end of the process")
+        tight = client.post(f"/replays/{number}/swap", params={"max_changed": 0})
+        assert (tight.status_code, tight.json()["code"]) == (409, "replay_refused")
+        assert client.post(f"/replays/{number}/swap").json()["state"] == "swapped"
+        assert rebuilt(conn) == NOTHING
+        assert client.post(f"/replays/{number}/cancel").status_code == 409
+        assert client.post(f"/replays/{number}/rollback").json()["state"] == "rolled_back"
+        assert client.get("/replays/99").status_code == 404
+    assert conn.execute("SELECT count(*) FROM live.profiles WHERE city = 'Nowhere'").fetchone() == (1,)

@@ -71,10 +71,11 @@ def problem(answer, status, code):
 
 
 async def test_no_route_but_health_and_ready_answers_without_a_token(app, http):
-    paths = [r.path for r in app.routes if isinstance(r, APIRoute)]
-    assert len(paths) >= 9
-    for path in paths:
-        answer = await http.get(path.replace("{customer_id}", ID))
+    routes = [r for r in app.routes if isinstance(r, APIRoute)]
+    assert len(routes) >= 17
+    for route in routes:
+        path, method = route.path, min(route.methods)
+        answer = await http.request(method, path.replace("{customer_id}", ID).replace("{id}", "1"))
         if path in {"/health", "/ready"}:
             assert answer.status_code in {200, 503}
         else:
@@ -103,6 +104,8 @@ async def test_a_wrong_token_is_refused(http, may):
         ("/customers/search", "customers:read"),
         ("/changes", "changes:read"),
         ("/metrics", "metrics:read"),
+        ("/replays", "operate"),
+        ("/replays/1/diff", "operate"),
     ],
 )
 async def test_every_scope_is_asked_for(http, may, path, scope):
@@ -144,6 +147,8 @@ async def test_the_openapi_document_lists_what_there_is(http, may):
     assert set(document["paths"]) == {
         "/health", "/ready", "/metrics", "/customers", "/customers/{customer_id}", "/customers/{customer_id}/timeline", "/changes",
         "/customers/search",
+        "/replays", "/replays/{id}", "/replays/{id}/diff", "/replays/{id}/progress", "/replays/{id}/swap", "/replays/{id}/rollback",
+        "/replays/{id}/cancel",
     }  # fmt: skip
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
     assert "text/event-stream" in document["paths"]["/changes"]["get"]["responses"]["200"]["content"]

@@ -71,12 +71,16 @@ COMMANDS = _commands()
 
 def test_the_commands_are_those_that_the_docs_promise():
     assert set(COMMANDS) == {
-        *(f"caudal {name}" for name in ["up", "down", "status", "run", "demo", "translate", "tail", "connectors"]),
+        *(
+            f"caudal {name}"
+            for name in ["up", "down", "status", "run", "demo", "translate", "tail", "connectors", "replay", "verify"]
+        ),
         *(f"caudal sources {name}" for name in ["add", "list", "remove"]),
         *(f"caudal connectors {name}" for name in ["show", "verify"]),
         *(f"caudal criteria {name}" for name in ["check", "schema"]),
         *(f"caudal customers {name}" for name in ["get", "find", "search", "timeline"]),
         *(f"caudal dead-letters {name}" for name in ["list", "show", "redrive"]),
+        *(f"caudal replay {name}" for name in ["cancel", "diff", "drop", "resume", "rollback", "status", "swap"]),
         *(f"caudal tokens {name}" for name in ["create", "list", "revoke"]),
     }
 

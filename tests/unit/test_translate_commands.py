@@ -15,6 +15,7 @@ from caudal.worker import ROLES, parse_command
         (b'{"command": "pause"}', ("pause", ROLES)),
         (b'{"command": "resume", "role": "project"}', ("resume", ("project",))),
         (b'{"command": "pause", "role": null}', ("pause", ROLES)),
+        (b'{"command": "pause", "role": "replay"}', ("pause", ("replay",))),
         (b'{"command": "pause", "role": "everything"}', (None, ())),
         (b'{"command": ["pause"]}', (None, ())),
         (b'["pause"]', (None, ())),
