@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -144,26 +145,25 @@ class Replays:
             Problem: it ended and says why.
         """
         with tempfile.TemporaryFile() as said:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "caudal.cli", "replay", *words,
-                env=_environment(self._settings), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=said,
+            # no process of asyncio's: that one would be killed with the event loop
+            process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own command line; it returns at once
+                [sys.executable, "-m", "caudal.cli", "replay", *words],
+                env=_environment(self._settings), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
                 start_new_session=True,  # it goes on when this process is stopped
             )  # fmt: skip
-            ending = asyncio.ensure_future(process.wait())
-            _running.add(ending)
-            ending.add_done_callback(_running.discard)
+            _started[:] = [one for one in _started if one.poll() is None] + [process]
             deadline = asyncio.get_running_loop().time() + STARTED_S
-            while not ending.done() and asyncio.get_running_loop().time() < deadline:
-                await asyncio.wait({ending}, timeout=0.1)
+            while process.poll() is None and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.1)
                 if begun is not None and await begun():
                     return
-            if ending.done() and ending.result() != 0:
+            if process.poll():
                 said.seek(0)
                 raise _refused(said.read().decode(errors="replace"))
 
 
-_running: set[asyncio.Future[int]] = set()
-"""Kept until they end, so that no process stays behind as a zombie."""
+_started: list[subprocess.Popen[bytes]] = []
+"""Kept until they are seen to have ended, so that none stays behind as a zombie for long."""
 
 
 def _refused(said: str) -> Problem:

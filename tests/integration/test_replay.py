@@ -380,11 +380,13 @@ def test_the_api_starts_a_replay_tells_its_progress_and_swaps_it_in(
     headers = {"authorization": f"Bearer {token_of(settings, 'operate')}"}
     with running(settings) as address, httpx.Client(base_url=address, headers=headers, timeout=120) as client:
         assert client.post("/replays", json={"kind": "view"}).status_code == 422
+        conn.execute("INSERT INTO hub.control (key, value) VALUES ('replay.paused', 'true')")
         started = client.post("/replays", json={"kind": "full"})
         assert started.status_code == 202, started.text
         number = started.json()["id"]
         refused = client.post("/replays", json={"kind": "view", "view": "profiles"})
         assert (refused.status_code, refused.json()["code"]) == (409, "replay_running")
+        conn.execute("DELETE FROM hub.control")
         with client.stream("GET", f"/replays/{number}/progress") as events:
             told = [
                 orjson.loads(line.removeprefix("data: ")) for line in events.iter_lines() if line.startswith("data: ")
