@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -46,8 +46,8 @@ def open_replay(
     Raises:
         ReplayRunning: another process has it.
     """
-    with held(settings) as conn:
-        yield Replaying(settings, codec, conn, priorities, tell)
+    with held(settings) as conn, closing(Replaying(settings, codec, conn, priorities, tell)) as replay:
+        yield replay
 
 
 class Replaying(Replay):

@@ -48,12 +48,8 @@ def open_replay(
     Raises:
         ReplayRunning: another process has it.
     """
-    with held(settings) as conn:
-        replay = Replay(settings, codec, conn, priorities, tell)
-        try:
-            yield replay
-        finally:
-            replay.close()
+    with held(settings) as conn, contextlib.closing(Replay(settings, codec, conn, priorities, tell)) as replay:
+        yield replay
 
 
 class Replay:
