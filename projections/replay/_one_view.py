@@ -157,6 +157,7 @@ class OneView:
                 raise ReplayRefused("the rebuild took too long to be swapped in", hint="start it again")
             found = self._conn.execute("DELETE FROM hub.touched RETURNING customer_id::text").fetchall()
             customers = {customer for (customer,) in found}
+            self._conn.execute("TRUNCATE pg_temp.touched, pg_temp.touched_subjects")
             self._conn.execute(
                 "INSERT INTO touched SELECT unnest(%s::text[])::uuid, %s, NULL", (sorted(customers), ALL)
             )
