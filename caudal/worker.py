@@ -85,6 +85,7 @@ class _Worker:
             nightly = Nightly(self._settings, codec)
             running = asyncio.ensure_future(self._run_app(app))
             try:
+                self._generation = await asyncio.to_thread(self._control.generation)
                 for pump in self._pumps.values():
                     await pump.start()
                 if "project" in self._roles:

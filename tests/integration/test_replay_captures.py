@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +22,7 @@ from caudal.schemas import CustomerErased, Identifier, ProfileStated
 from caudal.schemas.codec import Codec, Registry
 from caudal.serving._positions import Positions
 from caudal.serving._problems import Problem
+from test_worker import Workers, ordered, orders, until
 
 from caudal import generations, kafka, postgres
 from caudal.errors import BrokerUnavailable, MissingField, ReplayRefused
@@ -39,6 +42,13 @@ def codec(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Codec
     monkeypatch.setattr(made_up, "codec_of", lambda _settings: found)
     yield found
     registry.close()
+
+
+@pytest.fixture
+def workers(settings: Settings) -> Iterator[Workers]:
+    found = Workers(settings)
+    yield found
+    found.close()
 
 
 @pytest.fixture
@@ -275,3 +285,57 @@ def test_positions_given_out_before_the_cut_over_are_reached_after_it(settings, 
     asyncio.run(reads({kafka.CHANGES: stood}, {"capture.shop": captured}))
     with pytest.raises(Problem, match="token_not_reached"):
         asyncio.run(reads({"customer.changes.2": stood}))
+
+
+def place(settings: Settings, first: int, last: int) -> None:
+    """Orders of as many people, who share nothing: where limits of the rules bite, identity depends on the batches."""
+    nobodys = {"phone": None, "default_address": None}
+    made = [
+        {**order, "customer": {**order["customer"], **nobodys, "email": order["email"]}}
+        for order in orders(first, last)
+    ]
+    capture(settings, "shop", made, connector="shopify", kind="orders/create")
+
+
+def test_what_comes_while_workers_run_and_the_log_is_exchanged_is_neither_lost_nor_doubled(settings, codec, workers):
+    place(settings, 1, 101)
+    worker = workers.start()
+    until(lambda: rows(settings, "SELECT to_regclass('live.orders')") != [(None,)], "the views are there")
+    until(lambda: ordered(settings) == 100, "a hundred orders in the facts")
+    enough, sent = threading.Event(), [100]
+
+    def keep_sending() -> None:
+        while not enough.wait(0.05):
+            place(settings, sent[0] + 1, sent[0] + 4)
+            sent[0] += 3
+
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(keep_sending)
+        try:
+            with open_replay(settings, codec, priorities={}) as replay:
+                built = replay.captures()
+                assert built.diff["customers"]["merges"] == built.diff["customers"]["splits"] == 0
+                at_swap = sent[0]
+                swapped = replay.swap(built.id)
+            until(lambda: ordered(settings) > at_swap + 20, "orders that came after the cut-over")
+        finally:
+            enough.set()
+            sending.result(60)
+    assert swapped.diff["differences"] == 0
+    until(lambda: ordered(settings) == sent[0], "all orders in the facts")
+    new = generations.topic(settings.kafka, 2)
+    ends = kafka.end_offsets(settings.kafka, [new])[new]
+    until(
+        lambda: dict(rows(settings, "SELECT * FROM live.offsets")) == {p: e for p, e in ends.items() if e},
+        "all projected",
+    )
+    assert rows(settings, "SELECT count(*), count(DISTINCT order_id) FROM live.orders") == [(sent[0], sent[0])]
+    assert rows(settings, "SELECT count(*) FROM live.metrics") == [(sent[0],)]
+    customers(settings)  # the views and identity say the same
+    assert worker.poll() is None
+    assert not [e for e in workers.log(worker) if e["event"] in {"process.failed", "process.stopped"}]
+    with open_replay(settings, codec, priorities={}) as replay:
+        assert replay.rollback().diff["differences"] == 0
+    place(settings, sent[0] + 1, sent[0] + 11)
+    until(lambda: ordered(settings) == sent[0] + 10, "and back again")
+    assert generations.current_topic(settings).endswith("customer.changes")
