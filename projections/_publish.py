@@ -94,8 +94,7 @@ class Publisher:
         self._changed = threading.Condition()
         self._closing = False
         self._seen = self._stood_still = 0.0
-        self._thread = threading.Thread(target=self._work, name="publish", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def publish(self, changes: Sequence[Change], *, rebuilt: bool = False) -> None:
         """Queue `changes`; returns before they are acknowledged, unless too many wait.
@@ -103,6 +102,9 @@ class Publisher:
         Raises:
             BrokerUnavailable: nothing gets through.
         """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="publish", daemon=True)
+            self._thread.start()
         outbox = [change.outbox for change in changes if change.outbox is not None]
         with self._changed:
             if not self._changed.wait_for(lambda: sum(not job.done for job in self._jobs) < WAITING_MOST, 60):
@@ -162,7 +164,8 @@ class Publisher:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(5)
+        if self._thread is not None:
+            self._thread.join(5)
 
     # ---- the thread
 
