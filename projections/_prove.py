@@ -273,7 +273,7 @@ _CUSTOMERS = " UNION ".join(
     for schema in (LIVE, SCRATCH)
 )
 
-_EMPTY = "TRUNCATE " + ", ".join(f"{SCRATCH}.{name}" for name in (*compared(), "stated_sets"))
+_EMPTY = "TRUNCATE " + ", ".join(f"{SCRATCH}.{name}" for name in (*compared(), "stated_sets", *_sql.staging(FACTS)))
 
 
 def _keys(table: str, key: tuple[str, ...]) -> str:
