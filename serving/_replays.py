@@ -38,7 +38,7 @@ class Start(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["full", "view"] = "full"
+    kind: Literal["full", "view", "captures"] = "full"
     view: str | None = Field(None, description="With kind `view`: its name.")
     swap: bool = Field(False, description="Swap in what was built; else it waits for `POST /replays/{id}/swap`.")
     max_changed: float | None = Field(
@@ -77,6 +77,8 @@ class Replays:
         words = ["--json", "--yes" if asked.swap else "--dry-run"]
         if asked.kind == "view":
             words += ["--view", asked.view or ""]
+        if asked.kind == "captures":
+            words += ["--from", "captures"]
         if asked.max_changed is not None:
             words += ["--max-changed", str(asked.max_changed)]
         if asked.from_start_of_log:
