@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from benchmarks import drain, edge, latency, one_customer, rebuild
+from benchmarks import drain, edge, latency, one_customer, rebuild, search
 from benchmarks._machine import machine
 from caudal.telemetry import configure_logging
 
@@ -16,6 +16,7 @@ NAMES = {
     "latency": latency.measure,
     "one_customer": one_customer.measure,
     "rebuild": rebuild.measure,
+    "search": search.measure,
 }
 
 

@@ -146,13 +146,20 @@ class _Query:
         return " AND ".join(where)
 
     def ranked(self, *, fuzzy: bool) -> str:
-        """The best of the first matches, most similar first."""
+        """The best of the first matches, most similar first; what is told of them is read for those alone."""
         columns = "".join(f", {sql} AS c{n}" for n, (_, sql) in enumerate(self.columns))
+        alone = self.asked.criteria is None and self.text == "s.text"
+        source, customer = ("live.search s", "s.customer_id") if alone else (self.source, "p.customer_id")
         return f"""
-            SELECT * FROM (
-                SELECT p.customer_id, word_similarity({self.whole}, {self.text}) AS score{columns}
-                FROM {self.source} WHERE {self.matches(fuzzy=fuzzy)} LIMIT {RANKED}
-            ) best ORDER BY score DESC, customer_id LIMIT {self.asked.limit}"""
+            SELECT best.customer_id, NULL::text AS key{columns}
+            FROM (
+                SELECT * FROM (
+                    SELECT {customer}, word_similarity({self.whole}, {self.text}) AS score
+                    FROM {source} WHERE {self.matches(fuzzy=fuzzy)} LIMIT {RANKED}
+                ) first ORDER BY score DESC, customer_id LIMIT {self.asked.limit}
+            ) best
+            JOIN live.profiles p ON p.customer_id = best.customer_id LEFT JOIN live.metrics m ON m.customer_id = best.customer_id
+            ORDER BY best.score DESC, best.customer_id"""
 
     def page(self) -> str:
         """A sorted page and one row more."""
@@ -203,14 +210,12 @@ class Search:
         """
         if not 1 <= asked.limit <= MOST:
             raise BadSearch(f"a number between 1 and {MOST} is needed", path="limit")
-        async with self._snapshot() as (conn, indexed):
+        async with self._snapshot() as (conn, indexed, reflected):
             query = _Query(asked, indexed=indexed)
             data = await self._listed(conn, query)
             if asked.count or asked.facets:
                 data |= await self._counted(conn, query)
-            row = await (await conn.execute(f"SELECT {POSITION}", prepare=False)).fetchone()
-        assert row is not None
-        return Answer(token_of(row[0]), data)
+        return Answer(reflected, data)
 
     async def _listed(self, conn: psycopg.AsyncConnection[Any], query: _Query) -> dict[str, Any]:
         asked = query.asked
@@ -273,7 +278,7 @@ class Search:
 
     async def export(self, asked: Searched) -> AsyncIterator[list[dict[str, Any]]]:
         """Everyone found, in parts, by a cursor of the server: memory stays level however many they are."""
-        async with self._snapshot() as (conn, indexed):
+        async with self._snapshot() as (conn, indexed, _):
             query = _Query(asked, shape=criteria.SCAN, indexed=indexed)
             columns = "".join(f", {sql} AS c{n}" for n, (_, sql) in enumerate(query.columns))
             statement = (
@@ -286,19 +291,19 @@ class Search:
                     yield [dict(zip(names, row, strict=True)) for row in rows]
 
     @asynccontextmanager
-    async def _snapshot(self) -> AsyncIterator[tuple[psycopg.AsyncConnection[Any], bool]]:
-        """A transaction that sees one state, plans for the values at hand, and knows whether there is a search index."""
+    async def _snapshot(self) -> AsyncIterator[tuple[psycopg.AsyncConnection[Any], bool, str]]:
+        """A transaction that sees one state, plans for the values at hand; whether there is a search index; and the state's token."""
         with translated():
             async with self._pool.connection(timeout=2) as conn, conn.transaction():
                 await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
                 settings = (
-                    f"SELECT ({search.READY.format(schema='live')}), set_config('plan_cache_mode', 'force_custom_plan', true),"
+                    f"SELECT ({search.READY.format(schema='live')}), {POSITION}, set_config('plan_cache_mode', 'force_custom_plan', true),"
                     f" set_config('pg_trgm.word_similarity_threshold', '{FUZZY}', true)"
                 )
                 row = await (await conn.execute(settings, prepare=False)).fetchone()
                 assert row is not None
                 try:
-                    yield conn, bool(row[0])
+                    yield conn, bool(row[0]), token_of(row[1])
                 except psycopg.DataError as exc:
                     # criteria can't cause it: a cursor of another sort, whose value is of another type
                     raise BadSearch("that is no `next` of this search", path="after") from exc

@@ -165,3 +165,19 @@ def test_sql_and_a_plain_reading_agree_and_nothing_changes_before_it_is_due(
             moments = [now + (last - now) * rnd.random() for _ in range(3)] + [last]
             for at in moments:
                 assert twin.holds(tree, customer, at) is holds, (tree, customer, at, due)
+
+
+def test_every_part_of_a_criterion_is_explained(filled: tuple[psycopg.Connection[Any], Twin]) -> None:
+    conn, twin = filled
+    condition = criteria.parse(
+        'age >= 30 and (city = "recife" or bought(times >= 2, within = 60d)) and not (consent("terms") or segment("buyers"))'
+    )
+    nodes = criteria.conditions(condition)
+    assert [path for path, _ in nodes][:4] == ["", "all[0]", "all[1]", "all[1].any[0]"]
+    made = criteria.explanation(condition)
+    rows = conn.execute(made.text, {**made.parameters, "now": NOW, "customers": CUSTOMERS}).fetchall()
+    assert {row[0] for row in rows} == set(twin.profiles)
+    for customer, holds, dues in rows:
+        assert holds == [twin.holds(criteria.dump(node), customer, NOW) for _, node in nodes]
+        assert len(dues) == len(nodes)
+        assert dues[0] == min((due for due in dues[1:] if due), default=None)
