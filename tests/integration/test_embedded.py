@@ -280,7 +280,9 @@ def test_the_log_of_postgres_holds_no_values_of_rows(alone: Settings) -> None:
 @pytest.mark.parametrize("extension", ["pg_trgm", "unaccent", "btree_gin", "citext"])
 def test_extensions_can_be_created(settings: Settings, extension: str) -> None:
     with postgres.connect(settings.postgres, role="tests") as connection:
-        connection.execute(f"CREATE EXTENSION {extension}")
+        connection.execute(f"CREATE EXTENSION IF NOT EXISTS {extension}")
+        found = connection.execute("SELECT extname FROM pg_extension WHERE extname = %s", [extension]).fetchone()
+    assert found == (extension,)
 
 
 @pytest.mark.parametrize(
