@@ -36,6 +36,7 @@ _SESSION = (
     "maintenance_work_mem = '256MB'",
     "max_parallel_workers_per_gather = 2",
     "synchronous_commit = off",
+    "default_statistics_target = 20",  # the usual 100 took longer than making the tables
     "client_connection_check_interval = '1s'",  # a statement of a process that was killed ends soon after it
 )
 

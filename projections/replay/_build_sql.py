@@ -6,6 +6,8 @@ is what `_sql.tables` declares (a test compares the catalogues).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from caudal.projections import _sql
 from caudal.projections._fact import Fact
 from caudal.projections._sql import VERSION
@@ -102,10 +104,10 @@ def fact_steps(schema: str, fact: Fact, *, erased: bool, mixed: bool) -> list[st
     if fact.partial:
         made.append(_keyed(schema, fact, f"{fact.name}_parts", (*fact.key, "stated")))
     return [
-        f"ANALYZE {load}",
+        f"ANALYZE {load} ({key})",
         *made,
         *_sql.fact_indexes(schema, fact),
-        f"ANALYZE {schema}.{fact.name}",
+        _analyze(schema, fact.name, fact.all_columns),
         f"DROP TABLE {load}",
     ]
 
@@ -123,8 +125,16 @@ def view_steps(schema: str, view: View, priority: str, *, facts: str | None = No
         f"""CREATE TABLE {schema}.{view.name} WITH (fillfactor = 80) AS
             SELECT {columns} FROM ({_sql.select(view, facts or schema, priority)}) fresh""",
         f"ALTER TABLE {schema}.{view.name} ADD PRIMARY KEY ({', '.join(view.key)})",
-        f"ANALYZE {schema}.{view.name}",
+        _analyze(schema, view.name, view.columns),
     ]
+
+
+def _analyze(schema: str, table: str, columns: Iterable[str]) -> str:
+    """Statistics for the views that read the table, from the small sample that a build's sessions take.
+
+    The columns are named because autovacuum then still sees a table that was not analysed, and takes the usual sample later.
+    """
+    return f"ANALYZE {schema}.{table} ({', '.join(columns)})"
 
 
 def _typed(type_: str) -> str:

@@ -37,8 +37,8 @@ CHUNK = 50_000
 """Events of one transaction: enough that its cost is shared by many, few enough that they are small in memory."""
 SORTED = 10_000
 """Where the events of so many lie is stored in order; of fewer, as the live projection does, which sorts them in time."""
-ALONE = 100_000
-"""A log shorter than this is loaded by this process: starting others would take longer."""
+ALONE = 1_000_000
+"""A log shorter than this is loaded by threads of this process, whose work is mostly native code: starting others would take longer."""
 PAUSED_S = 0.5
 
 
