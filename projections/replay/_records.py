@@ -107,6 +107,8 @@ def held(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
     """
     with postgres.connect(settings.postgres, role="replay") as conn:
         with postgres.translated():
+            # a process that was killed amid a statement keeps neither this right nor the live projection waiting
+            conn.execute("SET client_connection_check_interval = '1s'")
             row = conn.execute("SELECT pg_try_advisory_lock(%s, %s)", _LOCK).fetchone()
             if row != (True,):
                 running = latest(conn, "running")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
@@ -17,9 +16,10 @@ import pytest
 from caudal.projections import LIVE, ensure_live
 from caudal.schemas.codec import Codec, Registry
 from logs import TABLES, clear, connect
+from replays import environment
 
 from benchmarks import _generate
-from caudal import kafka, postgres
+from caudal import kafka
 from caudal.settings import Settings
 
 EVENTS = 50_000
@@ -28,13 +28,7 @@ CUSTOMERS = 15_000
 
 @contextmanager
 def worker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("CAUDAL_")} | {
-        "CAUDAL_HOME": str(settings.home),
-        "CAUDAL_CONFIG_FILE": str(settings.config_file),
-        "CAUDAL_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers or "",
-        "CAUDAL_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
-        "CAUDAL_POSTGRES__DSN": postgres.dsn(settings.postgres),
-        "CAUDAL_REGISTRY__URL": settings.registry.url or "",
+    env = environment(settings) | {
         "CAUDAL_WORKER__SESSION_TIMEOUT_MS": "6000",
         "CAUDAL_WORKER__BATCH_MAX_EVENTS": "2000",  # so that the kill falls between and into batches
     }

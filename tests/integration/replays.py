@@ -1,11 +1,12 @@
-"""What tests of replays share: a live projection in a thread, events that keep coming, and what is on the change topics."""
+"""What tests of replays share: a live projection in a thread, events that keep coming, locks, and what is on the change topics."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from caudal.projections import Runner
@@ -13,9 +14,9 @@ from caudal.projections.replay import Replay, open_replay
 from caudal.projections.replay._log import Reader
 from caudal.schemas import Event
 from caudal.schemas.codec import Codec
-from logs import PARTITIONS
+from logs import PARTITIONS, connect
 
-from caudal import kafka
+from caudal import kafka, postgres
 from caudal.errors import LostPartition
 from caudal.settings import Settings
 
@@ -27,6 +28,29 @@ def until(condition: Callable[[], Any], what: str, *, timeout_s: float = 90) -> 
         assert time.monotonic() < deadline, f"no {what}"
         time.sleep(0.02)
     return value
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What a `caudal` command has to know to use the test's servers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("CAUDAL_")} | {
+        "CAUDAL_HOME": str(settings.home),
+        "CAUDAL_CONFIG_FILE": str(settings.config_file),
+        "CAUDAL_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers or "",
+        "CAUDAL_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
+        "CAUDAL_POSTGRES__DSN": postgres.dsn(settings.postgres),
+        "CAUDAL_REGISTRY__URL": settings.registry.url or "",
+    }
+
+
+@contextmanager
+def holding(settings: Settings, statement: str) -> Iterator[Callable[[], bool]]:
+    """Hold what the statement locks; gives whether someone waits for it."""
+    with closing(connect(settings)) as holder, closing(connect(settings)) as watcher:
+        holder.execute("BEGIN")
+        holder.execute(statement)  # type: ignore[arg-type]
+        waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid)))"
+        pid = holder.info.backend_pid
+        yield lambda: watcher.execute(waiting, (pid,)).fetchone() == (True,)
 
 
 class Projection:

@@ -282,32 +282,28 @@ def test_a_log_that_lost_its_first_events_is_refused_unless_told_to_start_there(
     assert diff["offsets"] == {str(p): sum(record.partition() == p for record in log) for p in range(PARTITIONS)}
 
 
-@pytest.mark.parametrize("stage", ["load", "links", "facts", "views", "catch_up"])
-def test_an_interrupted_replay_is_gone_on_with(
-    settings: Settings,
-    codec: Codec,
-    conn: psycopg.Connection[Any],
-    live: Runner,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    stage: str,
+def test_a_replay_interrupted_at_every_stage_is_gone_on_with(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], live: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "CHUNK", 50)
     apply(live, fill(settings, codec, _generate.events(300, 50)), [100])
+    before = contents(conn)
+    for stage in ("load", "links", "facts", "views", "catch_up", "compare"):
 
-    def interrupt(record: Record) -> None:
-        if record.progress["stage"] == stage:
-            raise KeyboardInterrupt
+        def interrupt(record: Record, stage: str = stage) -> None:
+            if record.progress["stage"] == stage:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), replaying(settings, codec, tell=interrupt) as replay:
-        replay.full()
+        with replaying(settings, codec, tell=interrupt) as replay, pytest.raises(KeyboardInterrupt):
+            replay.full() if stage == "load" else replay.resume()
+        assert contents(conn) == before
     with replaying(settings, codec) as replay:
         left = replay.interrupted()
         assert left is not None
+        assert left.id == 1
         diff = replay.resume().diff
         assert diff is not None
         assert diff["differences"] == 0
-        before = contents(conn)
         replay.swap()
     assert contents(conn) == before
 
