@@ -135,8 +135,10 @@ class Prover(Runner):
             cur.execute(_SUBJECTS, {"customer": customer_id})
             row = cur.fetchone()
             generation, found.subjects = row or (1, [])
-            found.events = self._project(conn, cur, generations.topic(self._settings.kafka, generation), found.subjects)
-            cur.execute(_COMPARE, {"customer": customer_id, "subjects": found.subjects})
+            topic = generations.topic(self._settings.kafka, generation)
+            found.events = self._project(conn, cur, topic, customer_id, found.subjects)
+            marked = [_sql.ERASED + subject for subject in found.subjects]
+            cur.execute(_COMPARE, {"customer": customer_id, "subjects": found.subjects + marked})
             found.differences = [difference(customer_id, *row) for row in cur.fetchall()]
             customers = self._concerned(cur, found)
             if repair and found.differences and customers <= set(locked):
@@ -147,7 +149,9 @@ class Prover(Runner):
                 raise psycopg.Rollback(transaction)
         return found, customers
 
-    def _project(self, conn: psycopg.Connection[Any], cur: psycopg.Cursor[Any], topic: str, subjects: list[str]) -> int:
+    def _project(
+        self, conn: psycopg.Connection[Any], cur: psycopg.Cursor[Any], topic: str, customer_id: str, subjects: list[str]
+    ) -> int:
         """Project every event that names the subjects into the scratch tables; the number of events."""
         read: list[str] = []
         messages: list[Message] = []
@@ -164,7 +168,7 @@ class Prover(Runner):
                 break
             with conn.transaction() as attempt:
                 self._transaction(batch, set(range(STRIPES)))
-                cur.execute(_OTHERS, {"read": read})
+                cur.execute(_OTHERS, {"read": read, "customer": customer_id})
                 more = [subject for (subject,) in cur.fetchall()]
                 if more:
                     raise psycopg.Rollback(attempt)
@@ -258,15 +262,21 @@ _SUBJECTS = f"""
     FROM hub.generation
 """
 
-_OTHERS = " UNION ".join(
-    f"""SELECT f.subject FROM {SCRATCH}.{fact.name} s
-        CROSS JOIN LATERAL (SELECT x.subject FROM {LIVE}.{table} x
+_OTHERS = (
+    " UNION ".join(
+        f"""SELECT f.subject FROM {SCRATCH}.{fact.name} s
+        CROSS JOIN LATERAL (SELECT ltrim(x.subject, '{_sql.ERASED}') AS subject FROM {LIVE}.{table} x
                             WHERE {" AND ".join(f"x.{k} = s.{k}" for k in fact.key)} {_sql.FENCE}) f
         WHERE f.subject <> ALL (%(read)s::text[])"""
-    for fact in _MOVABLE
-    for table in ([fact.name, f"{fact.name}_parts"] if fact.partial else [fact.name])
+        for fact in _MOVABLE
+        for table in ([fact.name, f"{fact.name}_parts"] if fact.partial else [fact.name])
+    )
+    + f"""
+    UNION SELECT subject FROM {SCRATCH}.links
+    WHERE customer_id = %(customer)s::text::uuid AND subject <> ALL (%(read)s::text[])"""
 )
-"""Subjects not yet read that the live tables know as the holder of something that was stated about the ones read."""
+"""Subjects not yet read: those that the live tables know as the holder of something that was stated about the ones read, and those
+that an event about another gave to the customer, who may have gone to somebody else since."""
 
 _CUSTOMERS = " UNION ".join(
     f"SELECT customer_id::text FROM {schema}.links WHERE subject = ANY (%(subjects)s::text[])"

@@ -50,6 +50,8 @@ _HEADER_TYPES = {
 }
 FENCE = "OFFSET 0"
 """Keeps a subquery from being merged into the join, so that it is looked up by index for each row of the batch."""
+ERASED = "~"
+"""Mark before the subject of a statement of which only the version is left."""
 COMPOSITE = -1
 """`stated` of a row that was put together from statements with different sets of fields (they are kept in <fact>_parts)."""
 
@@ -374,11 +376,23 @@ def _fold(schema: str, fact: Fact, sets: str) -> str:
         ON CONFLICT ({key}) DO UPDATE SET {sets}"""
 
 
+def erased_columns(fact: Fact, row: str) -> dict[str, str]:
+    """What is left of a statement about an erased subject, for things that may go from one subject to another: that it was made.
+
+    If it were forgotten whole, an older statement of another subject would win where it arrives later, and would not where it was
+    there before. So the version stays and wins, says nothing, and belongs to nobody: no subject begins with the mark.
+    """
+    kept = (*fact.key, *HEADER, "stated")
+    return {"subject": f"'{ERASED}' || {row}.subject"} | {c: "NULL" for c in fact.all_columns if c not in kept}
+
+
 def prune(schema: str, fact: Fact) -> tuple[str, ...]:
     """Remove what was stated about erased subjects up to their erasure, from the staged rows and from the tables.
 
     A composite row is dropped with its parts and put together again from those that are left.
     """
+    if "subject" not in fact.key:
+        return _blank(schema, fact)
     on = " AND ".join(f"f.{k} = p.{k}" for k in fact.key)
     late = f"""DELETE FROM stage_{fact.name} f USING {schema}.links l
                WHERE l.subject = f.subject AND f.occurred_at <= l.erased_at"""
@@ -399,6 +413,28 @@ def prune(schema: str, fact: Fact) -> tuple[str, ...]:
             WHERE {on} AND NOT EXISTS (SELECT FROM {schema}.{fact.name} t WHERE {" AND ".join(f"t.{k} = p.{k}" for k in fact.key)})""",
         rows,
     )
+
+
+def _blank(schema: str, fact: Fact) -> tuple[str, ...]:
+    """Leave nothing but the version of what was stated about erased subjects; composite rows are put together again."""
+
+    def blank(table: str, rest: str) -> str:
+        sets = ", ".join(f"{column} = {value}" for column, value in erased_columns(fact, "f").items())
+        return f"UPDATE {table} f SET {sets} {rest}"
+
+    gone = "FROM stage_gone g WHERE g.erased_at IS NOT NULL AND f.subject = g.subject AND f.occurred_at <= g.erased_at"
+    steps = [
+        blank(
+            f"stage_{fact.name}", f"FROM {schema}.links l WHERE l.subject = f.subject AND f.occurred_at <= l.erased_at"
+        ),
+        blank(f"{schema}.{fact.name}", f"{gone} AND f.stated <> {COMPOSITE}"),
+    ]
+    if fact.partial:
+        keys = ", ".join(f"f.{k}" for k in fact.key)
+        parts = blank(f"{schema}.{fact.name}_parts", gone)
+        steps.append(f"""WITH blanked AS ({parts} RETURNING {keys})
+            INSERT INTO composite_{fact.name} SELECT {", ".join(fact.key)} FROM blanked""")
+    return tuple(steps)
 
 
 def _ctes(view: View, schema: str, restriction: str) -> str:

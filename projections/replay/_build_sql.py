@@ -75,14 +75,19 @@ def fact_steps(schema: str, fact: Fact, *, erased: bool, mixed: bool) -> list[st
     """
     key, columns, load = ", ".join(fact.key), ", ".join(fact.all_columns), f"{schema}.load_{fact.name}"
     parts = f"{schema}.{fact.name}_parts"
-    where = ""
-    if erased:
-        where = f"""WHERE NOT EXISTS (
-            SELECT FROM {schema}.links l WHERE l.subject = f.subject AND l.erased_at >= f.occurred_at)"""
+    where, rows = "", f"{load} f"
+    gone = f"{schema}.links l WHERE l.subject = f.subject AND l.erased_at >= f.occurred_at"
+    if erased and "subject" in fact.key:
+        where = f"WHERE NOT EXISTS (SELECT FROM {gone})"
+    elif erased:
+        left = {column: f"f.{column}" for column in fact.all_columns}
+        left |= {c: f"CASE WHEN x.erased THEN {v} ELSE f.{c} END" for c, v in _sql.erased_columns(fact, "f").items()}
+        rows = f"""(SELECT {", ".join(f"{value} AS {column}" for column, value in left.items())}
+                FROM {load} f CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM {gone}) AS erased) x) f"""
     if not (fact.partial and mixed):
         made = [
             f"""CREATE TABLE {schema}.{fact.name} WITH (fillfactor = 80) AS
-                SELECT DISTINCT ON ({key}) {columns} FROM {load} f {where} ORDER BY {key}, {_NEWEST}"""
+                SELECT DISTINCT ON ({key}) {columns} FROM {rows} {where} ORDER BY {key}, {_NEWEST}"""
         ]
         if fact.partial:
             made.append(f"CREATE TABLE {parts} AS SELECT {columns} FROM {schema}.{fact.name} LIMIT 0")
@@ -91,7 +96,7 @@ def fact_steps(schema: str, fact: Fact, *, erased: bool, mixed: bool) -> list[st
         made = [
             f"""CREATE UNLOGGED TABLE {newest} AS
                 SELECT *, count(*) OVER (PARTITION BY {key}) AS sets FROM (
-                    SELECT DISTINCT ON ({key}, stated) {columns} FROM {load} f {where} ORDER BY {key}, stated, {_NEWEST}
+                    SELECT DISTINCT ON ({key}, stated) {columns} FROM {rows} {where} ORDER BY {key}, stated, {_NEWEST}
                 ) newest""",
             f"CREATE TABLE {parts} AS SELECT {columns} FROM {newest} WHERE sets > 1",
             f"""CREATE TABLE {schema}.{fact.name} WITH (fillfactor = 80) AS

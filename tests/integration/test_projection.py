@@ -206,8 +206,11 @@ def test_an_erased_subject_leaves_a_tombstone_and_no_data(
     ]
     apply(runner, records(codec, log), [1])
     runner.flush()
-    for table in ("profile_statements", "orders", "profiles", "metrics", "segment_members"):
+    for table in ("profile_statements", "profiles", "metrics", "segment_members"):
         assert conn.execute(f"SELECT count(*) FROM live.{table}").fetchone() == (0,), table
+    (left,) = conn.execute("SELECT jsonb_strip_nulls(to_jsonb(o)) FROM live.orders o").fetchone()
+    assert set(left) == {"order_id", "source", "subject", "occurred_at", "captured_at", "event_id", "stated"}
+    assert left["subject"] == "~shop:customer:1"
     assert published(settings, codec, kafka.PROFILES, 2)[-1] == (ANA, None)
 
 

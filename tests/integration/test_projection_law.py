@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 from caudal.projections import Runner
@@ -179,6 +181,32 @@ def test_any_order_duplication_and_batching_of_a_log_gives_the_same_tables(
         apply(runner, other, sizes)
         assert contents(conn) == straight
         assert rebuilt(conn) == {"profiles": ([], []), "metrics": ([], []), "segment_members": ([], [])}
+
+
+def test_a_thing_that_went_to_another_subject_is_gone_with_it_in_any_order(settings: Settings, runner: Runner) -> None:
+    codec = Codec(LocalRegistry(settings.kafka.topic_prefix))
+
+    def header(number: int, subject: str, customer: str) -> dict[str, Any]:
+        at = START + timedelta(hours=number)
+        return {"event_id": str(number), "source": "shop", "subject": subject, "customer_id": customer, "link_seq": 1,
+                "occurred_at": at, "captured_at": at}  # fmt: skip
+
+    refund = Refund(refund_id="r", refunded_at=START, amount_minor=5, currency="BRL")
+    log = [
+        OrderStated(**header(0, "shop:order:9", CUSTOMERS[0]), order_id="1", status="paid", total_minor=1, refunds=(refund,)),
+        OrderStated(**header(1, "shop:customer:1", CUSTOMERS[1]), order_id="1", status="paid", total_minor=2, refunds=(refund,)),
+        OrderStated(**header(2, "shop:customer:1", CUSTOMERS[1]), order_id="1", status="cancelled"),
+        SubjectDeleted(**header(3, "shop:customer:1", CUSTOMERS[1]), kind="erased", reason="redact"),
+    ]  # fmt: skip
+    seen = []
+    with connect(settings) as conn:
+        for order in itertools.permutations(log):
+            clear(conn)
+            apply(runner, records(codec, order), [1])
+            seen.append(contents(conn))
+            assert rebuilt(conn) == {"profiles": ([], []), "metrics": ([], []), "segment_members": ([], [])}
+    assert all(each == seen[0] for each in seen)
+    assert not any("5" in row or "BRL" in row for row in seen[0]["refunds"]), "what was erased is gone"
 
 
 class BuildOf(Build):
