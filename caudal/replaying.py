@@ -22,7 +22,7 @@ from caudal.dead_letters import DeadLetters
 from caudal.errors import BrokerUnavailable, DatabaseUnavailable, LogTruncated, ReplayRefused
 from caudal.processors import _generation
 from caudal.processors.retranslate import Place, Retranslation, freeze, thaw
-from caudal.projections.replay import Beside, Followed, Progress, Record, Replay, drop, held, offsets, still
+from caudal.projections.replay import Beside, Followed, Progress, Record, Replay, await_live, drop, held, offsets, still
 from caudal.schemas.codec import Codec
 from caudal.settings import Settings
 
@@ -31,8 +31,6 @@ __all__ = ["Replaying", "open_replay"]
 NEAR_CAPTURES = 200
 """So few captures are translated in a moment: the live step may wait for them."""
 ROUNDS = 20
-LIVE_WAIT_S = 10.0
-"""How long a live projection that doesn't get on is waited for, so that both sides are compared at the same captures."""
 LOCK_WAIT_S = 30.0
 EXAMPLES = 20
 
@@ -180,7 +178,7 @@ class _NewGeneration:
             self._step.run({**at, **{(self._live_topic, p): end for p, end in live_ends.items()}})
             self._step.settle()
             beside.to(self._ends())
-            behind = self._await_live(live_ends) if exactly else 0
+            behind = await_live(self._conn, live_ends) if exactly else 0
             with still(self._conn):
                 if exactly:
                     self._since = offsets(self._conn, "live")
@@ -255,20 +253,6 @@ class _NewGeneration:
 
     def _ends(self) -> dict[int, int]:
         return kafka.end_offsets(self._settings.kafka, [self.topic]).get(self.topic, {})
-
-    def _await_live(self, ends: Mapping[int, int]) -> int:
-        """Wait until the live projection has all there is, as long as it gets on; gives how many events it is behind."""
-
-        def behind() -> int:
-            stands = offsets(self._conn, "live")
-            return sum(max(end - stands.get(partition, 0), 0) for partition, end in ends.items())
-
-        least, since = behind(), time.monotonic()
-        while least and time.monotonic() - since < LIVE_WAIT_S:
-            time.sleep(0.02)
-            if (now := behind()) < least:
-                least, since = now, time.monotonic()
-        return least
 
     def _live_since(self) -> Iterator[Any]:
         """What the live log got since the comparison."""

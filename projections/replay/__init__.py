@@ -1,6 +1,6 @@
 """Rebuilding facts and views from the log while everything keeps running."""
 
-from caudal.projections.replay._beside import Beside, offsets, still
+from caudal.projections.replay._beside import Beside, await_live, offsets, still
 from caudal.projections.replay._build import Build, Progress
 from caudal.projections.replay._follow import Followed
 from caudal.projections.replay._proof import Proof, moment, open_proof, schema_name
@@ -15,6 +15,7 @@ __all__ = [
     "Proof",
     "Record",
     "Replay",
+    "await_live",
     "cancel",
     "drop",
     "held",

@@ -19,18 +19,35 @@ from caudal import kafka, postgres
 from caudal.errors import DatabaseUnavailable
 from caudal.settings import Settings
 
-__all__ = ["Beside", "offsets", "still"]
+__all__ = ["Beside", "await_live", "offsets", "still"]
 
 NEAR_EVENTS = 500
 """So few events are applied in a moment: the live projection may wait for them."""
 CHASE_S = 60.0
 """How long the log is chased when it grows as fast as it is read; then the live projection waits for the rest."""
 WAIT_S = 120.0
+LIVE_WAIT_S = 10.0
+"""How long the live projection may get nowhere until it is no longer waited for."""
 
 
 def offsets(conn: psycopg.Connection[Any], schema: str) -> dict[int, int]:
     """Where a schema stands."""
     return dict(conn.execute(f"SELECT partition, next_offset FROM {schema}.offsets").fetchall())
+
+
+def await_live(conn: psycopg.Connection[Any], ends: Mapping[int, int]) -> int:
+    """Wait until the live schema stands at `ends`, as long as it gets on; gives how many events it is behind."""
+
+    def behind() -> int:
+        stands = offsets(conn, LIVE)
+        return sum(max(end - stands.get(partition, 0), 0) for partition, end in ends.items())
+
+    least, since = behind(), time.monotonic()
+    while least and time.monotonic() - since < LIVE_WAIT_S:
+        time.sleep(0.02)
+        if (now := behind()) < least:
+            least, since = now, time.monotonic()
+    return least
 
 
 @contextmanager

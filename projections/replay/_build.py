@@ -61,6 +61,7 @@ class Build:
         schema: str,
         topic: str | None = None,
         upto: datetime | None = None,
+        ends: Mapping[int, int] | None = None,
         priorities: Mapping[str, int] | None = None,
         truncated: bool = False,
         processes: int | None = None,
@@ -74,6 +75,7 @@ class Build:
             schema: its name; made here.
             topic: full name of the log; the generation that is live unless given.
             upto: only what was captured until then.
+            ends: where to stop in each partition; where the log ends when it begins unless given.
             priorities: source → priority in a profile, as the live projection has it.
             truncated: whether the log may begin after its first event.
             processes: loaders side by side; one for each processor unless given.
@@ -84,6 +86,7 @@ class Build:
         self._schema = schema
         self._topic = topic or generations.current_topic(settings)
         self._upto = upto
+        self._ends = ends
         self._priority = _sql.priority_sql(priorities or {})
         self._truncated = truncated
         self._processes = processes or os.cpu_count() or 2
@@ -138,6 +141,8 @@ class Build:
                 return
         starts = _log.starts(self._settings.kafka, self._topic, truncated=self._truncated)
         ends = _log.ends(self._settings.kafka, self._topic)
+        if self._ends is not None:
+            ends = {partition: self._ends.get(partition, 0) for partition in ends}
         with conn.transaction():
             conn.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING_LOCK,))
             conn.execute(FIRST)

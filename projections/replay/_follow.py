@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import psycopg
 from caudal.projections._schema import LIVE
-from caudal.projections.replay._beside import Beside, offsets, still
+from caudal.projections.replay._beside import Beside, await_live, offsets, still
 from caudal.projections.replay._build import Progress
 
 __all__ = ["Followed", "SameLog"]
@@ -67,8 +67,9 @@ class SameLog:
         """It is there."""
 
     def near(self, beside: Beside, noting: Callable[[Progress], None]) -> None:
-        """Chase the live schema."""
+        """Chase the live schema, then let it come to where the built one is: else what it hasn't applied would look like a difference."""
         beside.near(lambda: offsets(self._conn, LIVE), noting)
+        await_live(self._conn, beside.position)
 
     @contextmanager
     def standing(self, beside: Beside, *, exactly: bool) -> Iterator[int]:
