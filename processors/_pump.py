@@ -255,6 +255,8 @@ class Pump(Service, Generic[B]):
     def _take(self, consumer: Consumer) -> None:
         """Take what is waiting, prepare and deliver it."""
         generation = self._generation
+        if self._restart:
+            return  # the generation is the next one's already, the consumer's place is not
         found = consumer.consume(1, IDLE_S)
         if not found:
             self._idle()
@@ -359,9 +361,8 @@ class Pump(Service, Generic[B]):
             consumer.resume(consumer.assignment())  # after a hold
 
     def _begin_again(self) -> None:
+        self._restart = True  # before the generation moves: see _take
         self._drop_feeds()
-        self._restart = True
-        self._notify()
 
     def _drop_feeds(self) -> None:
         """Whatever is under way is of no use any more."""

@@ -30,6 +30,7 @@ TOPICS = (kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS)
 RING_RECORDS = 10_000
 RING_BYTES = 32 * 1024 * 1024
 SLICE_RECORDS = 500
+RETRY_S = 0.2
 FETCHERS = 4
 """Consumers that fetch what lies behind the ring; more clients than that take turns."""
 
@@ -239,9 +240,12 @@ class Tail:
                 records = []
                 for message in (first, *consumer.consume(SLICE_RECORDS, 0)):
                     if (error := message.error()) is not None:
-                        self._judge(error)
+                        if self._lost(error):
+                            consumer.assign(self._partitions(offsets))
+                            break  # what came with it is read again
                         continue
                     record = self._record(message)
+                    offsets[record.place] = record.offset + 1
                     schema = record.schema()
                     if schema not in warmed:
                         record.decode(self.codec)  # a schema not seen yet is fetched here, never on the event loop
@@ -260,11 +264,18 @@ class Tail:
             if not paused.is_set():
                 loop.call_soon_threadsafe(self._fail, failed or BrokerUnavailable("the stream's consumer stopped"))
 
-    @staticmethod
-    def _judge(error: KafkaError) -> None:
-        """Librdkafka gets over most errors by itself; one that it doesn't ends the tail, and the next client starts another."""
-        if error.fatal() or error.code() in {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED}:
+    def _lost(self, error: KafkaError) -> bool:
+        """Whether reading must begin again: the broker doesn't know a topic that is there, as happens just after it was made.
+
+        Librdkafka gets over most errors by itself; one that it doesn't ends the tail, and the next client starts another.
+        """
+        if error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             raise KafkaException(error)
+        if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return False
+        self._ends()  # raises when the topic is really gone
+        self._stopped.wait(RETRY_S)
+        return True
 
     def _slice(self, start: Offsets, goal: Offsets) -> tuple[list[Record], Offsets]:
         consumer = self._idle.get() if not self._idle.empty() else self._fetcher()
@@ -276,17 +287,20 @@ class Tail:
                 message = consumer.poll(0.5)
                 if message is None:
                     silent += 1
-                    if silent == 10:
-                        raise BrokerUnavailable("Kafka doesn't answer")
+                elif message.error() is None:
+                    silent = 0
+                if silent == 10:
+                    raise BrokerUnavailable("Kafka doesn't answer")
+                if message is None:
                     continue
-                silent = 0
                 if (error := message.error()) is not None:
                     if error.code() == KafkaError._PARTITION_EOF:
                         place, end = self._place(message)
                         after[place] = max(after[place], end)
                         left.discard(place)
-                    else:
-                        self._judge(error)
+                    elif self._lost(error):
+                        silent += 1
+                        consumer.assign(self._partitions({place: after[place] for place in left}))
                     continue
                 record = self._record(message)
                 record.decode(self.codec)

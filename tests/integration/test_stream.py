@@ -6,6 +6,7 @@ import time
 import uuid
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from unittest.mock import Mock
 
 import httpx
 import psutil
@@ -14,6 +15,7 @@ from api_server import running, token_of
 from caudal.schemas import position
 from caudal.schemas.codec import Codec, Registry
 from caudal.serving import _stream, _tail
+from confluent_kafka import KafkaError
 
 from caudal import access, kafka, postgres
 from caudal.telemetry import STREAM_CLIENTS
@@ -234,6 +236,37 @@ def test_a_damaged_record_is_passed_over(settings, feed, listen):
         feed.profile(PEOPLE[0], name="after")
         feed.flush()
         assert events.take(1)[0][1]["name"] == "after"
+
+
+class Unsettled:
+    """A consumer whose broker doesn't know the topic at first, as happens for a moment after it was made."""
+
+    def __init__(self, consumer):
+        self._consumer = consumer
+        self._told = False
+
+    def __getattr__(self, name):
+        return getattr(self._consumer, name)
+
+    def poll(self, timeout):
+        if self._told:
+            return self._consumer.poll(timeout)
+        self._told = True
+        message = Mock()
+        message.error.return_value = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+        return message
+
+
+@pytest.mark.parametrize("start", [{}, {"from": "beginning"}])
+def test_a_topic_that_its_broker_does_not_know_yet_is_waited_for(feed, listen, monkeypatch, start):
+    make = kafka.consumer
+    monkeypatch.setattr(kafka, "consumer", lambda *args, **options: Unsettled(make(*args, **options)))
+    if start:
+        feed.mixed(5)
+    with listen(**start) as events:
+        if not start:
+            feed.mixed(5)
+        assert {data["version"] for _, data, _ in events.take(5)} == {1, 2, 3, 4, 5}
 
 
 def test_two_hundred_listeners_cost_places_not_threads(feed, listen, address, settings):
