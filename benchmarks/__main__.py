@@ -6,17 +6,21 @@ import argparse
 import json
 import sys
 
-from benchmarks import drain, edge, latency, one_customer, rebuild, search
+from benchmarks import drain, edge, identity, latency, one_customer, project, publish, rebuild, search, translate
 from benchmarks._machine import machine
 from caudal.telemetry import configure_logging
 
 NAMES = {
     "drain": drain.measure,
     "edge": edge.measure,
+    "identity": identity.measure,
     "latency": latency.measure,
     "one_customer": one_customer.measure,
+    "project": project.measure,
+    "publish": publish.measure,
     "rebuild": rebuild.measure,
     "search": search.measure,
+    "translate": translate.measure,
 }
 
 

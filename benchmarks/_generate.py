@@ -8,11 +8,16 @@ import random
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 from caudal.schemas import Event, Identifier, OrderLine, OrderStated, ProfileStated, Refund, SubjectLinked, TicketStated
 
-__all__ = ["customer_id", "events", "profile_events"]
+from benchmarks.edge_load import order
 
+__all__ = ["SKEW", "captures", "customer_id", "events", "links", "profile_events"]
+
+SKEW = 0.8
+"""Exponent of Zipf's law where customers are drawn with skew: of 100,000, the busiest hundredth has a third of the events."""
 START = datetime(2026, 1, 1, tzinfo=UTC)
 _GIVEN = ("Maria", "João", "Ana", "José", "Beatriz", "Antônio", "Francisca", "Tiago", "Luísa", "Pedro", "Inês", "Rui")
 _FAMILY = ("Silva", "Santos", "Oliveira", "Souza", "Pereira", "Costa", "Ferreira", "Almeida", "Carvalho", "Gonçalves")
@@ -121,6 +126,21 @@ def profile_events(count: int, customers: int, *, seed: int = 7) -> Iterator[Eve
     for position in range(count):
         number = people.draw()
         yield _profile(rnd, number, people.header(number, position), attributes=False)
+
+
+def captures(source: str, count: int, customers: int, *, seed: int = 7, skew: float = SKEW) -> Iterator[dict[str, Any]]:
+    """What a shop sent, as the edge stores it: orders of 2 KB, each a new one."""
+    rnd = random.Random(seed)
+    people = _People(rnd, customers, skew)
+    for position in range(count):
+        number = people.draw()
+        yield {
+            "capture_id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{source} {position}")),
+            "source": source, "connector": "shopify", "delivery_id": f"d-{position}", "kind": "orders/create", "method": "POST",
+            "url": f"/in/{source}",
+            "headers": {"x-shopify-topic": "orders/create", "x-shopify-webhook-id": f"d-{position}", "content-type": "application/json"},
+            "body": order(position, customer=number), "captured_at": START + timedelta(milliseconds=position),
+        }  # fmt: skip
 
 
 def links(customers: int) -> Iterator[Event]:

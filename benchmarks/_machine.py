@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,13 +18,15 @@ import psutil
 from caudal import embedded
 from caudal.settings import load
 
-__all__ = ["calibration", "figure", "machine"]
+__all__ = ["calibration", "figure", "machine", "repeated"]
 
 
 def machine() -> dict[str, Any]:
-    """Processor count, memory, load and the versions of what was measured."""
+    """When, of which commit, on what: processor count, memory, speed, load, and the versions of what was measured."""
     servers = {s.name: s.version for s in embedded.status(load())}
     return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "calibration_s": calibration(),
@@ -33,6 +38,18 @@ def machine() -> dict[str, Any]:
         "pyarrow": version("pyarrow"),
         "servers": servers,
     }
+
+
+def _commit() -> str | None:
+    """The commit that was measured, with a + when files differ from it; None outside of a clone."""
+    root = Path(__file__).parents[1]
+    try:
+        said = subprocess.run(
+            ["git", "-C", root, "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.stdout.strip()
 
 
 def calibration() -> float:
@@ -54,3 +71,23 @@ def figure(name: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
         "max": round(max(values), 3),
         "runs": len(values),
     }
+
+
+_UNITS = {"ms": "ms", "mb": "MB", "us": "µs"}
+
+
+def repeated(runs: int, once: Callable[[int], Mapping[str, float]]) -> list[dict[str, Any]]:
+    """The figures of `runs` runs of `once`, which gets the run's number and gives values by name. A name ends in its unit:
+    `<things>_per_s`, `ms`, `mb`, or `us` (microseconds).
+    """
+    found: dict[str, list[float]] = {}
+    for run in range(runs):
+        for name, value in once(run).items():
+            found.setdefault(name, []).append(value)
+    return [figure(name, _unit(name), values) for name, values in found.items()]
+
+
+def _unit(name: str) -> str:
+    if name.endswith("_per_s"):
+        return f"{name.removesuffix('_per_s').rpartition('_')[2]}/s"
+    return _UNITS[name.rpartition("_")[2]]

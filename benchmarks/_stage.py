@@ -17,13 +17,14 @@ from typing import Any
 
 import psycopg
 from caudal.projections import ensure_live
+from confluent_kafka import Message, TopicPartition
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
 from caudal import embedded, kafka, postgres, sources
 from caudal.settings import PostgresSettings, Settings, load
 
-__all__ = ["Stage", "stage", "wait_until"]
+__all__ = ["Stage", "add_source", "address", "batches", "stage", "wait_until"]
 
 TOPICS = (kafka.CHANGES, kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS, kafka.DEAD_LETTERS, kafka.COMMANDS)
 
@@ -140,3 +141,23 @@ def address(stage: Stage, server: str) -> str:
     wait_until(path.exists, timeout_s=60, what=f"{server} to start")
     found = json.loads(path.read_text())
     return f"http://{found['host']}:{found['port']}"
+
+
+def batches(stage: Stage, topic: str, count: int, *, size: int) -> Iterator[list[Message]]:
+    """The first `count` messages of a topic (its full name) in batches; a partition's are in order."""
+    consumer = kafka.consumer(stage.settings.kafka, "benchmark", **{"queued.max.messages.kbytes": 262_144})
+    try:
+        partitions = kafka.topics(stage.settings.kafka)[topic]
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in range(partitions)])
+        left = count
+        while left:
+            found: list[Message] = []
+            while len(found) < min(size, left):
+                taken = consumer.consume(min(size, left) - len(found), 30)
+                if not taken:
+                    raise TimeoutError(f"{topic} holds fewer than {count} messages")
+                found += taken
+            left -= len(found)
+            yield found
+    finally:
+        consumer.close()

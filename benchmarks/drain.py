@@ -19,22 +19,29 @@ from benchmarks._machine import figure
 from benchmarks._stage import Stage, stage
 from caudal import kafka
 
-__all__ = ["fill", "measure"]
+__all__ = ["drained", "fill", "measure", "produce"]
 
 EVENTS = 300_000
 CUSTOMERS = 100_000
+STALLED_S = 120.0
 
 
 def fill(stage: Stage, events: Iterable[Event]) -> int:
     """Produce events to customer.changes; the number of them."""
     codec = Codec(Registry(stage.settings))
     topic = kafka.topic(stage.settings.kafka, kafka.CHANGES)
+    return produce(stage, topic, ((e.customer_id.encode(), codec.encode_event(e)) for e in events))
+
+
+def produce(stage: Stage, topic: str, messages: Iterable[tuple[bytes, bytes]]) -> int:
+    """Produce keys and values to a topic (its full name); the number of them."""
     producer = kafka.producer(stage.settings.kafka, **{"linger.ms": 20, "queue.buffering.max.messages": 1_000_000})
     count = 0
-    for messages in _batched({"key": e.customer_id.encode(), "value": codec.encode_event(e)} for e in events):
-        producer.produce_batch(topic, messages)
+    for batch in _batched({"key": key, "value": value} for key, value in messages):
+        if producer.produce_batch(topic, batch) < len(batch):
+            raise BufferError("events are made faster than Kafka takes them")
         producer.poll(0)
-        count += len(messages)
+        count += len(batch)
     producer.flush(60)
     return count
 
@@ -54,21 +61,34 @@ def drained(stage: Stage, events: Iterable[Event]) -> float:
     """Events per second of one drain, checked: every view equals its SELECT over the facts."""
     count = fill(stage, events)
     stage.start("worker", CAUDAL_WORKER__WEB_PORT="0")
-    first: tuple[float, int] | None = None
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        done, waiting = _progress(stage)
-        now = time.perf_counter()
-        if first is None and done:
-            first = (now, done)
-        if first is not None and done >= count and not waiting:
-            break
-        time.sleep(0.01)
-    else:
-        raise TimeoutError(f"the worker has projected {done} of {count} events")
+    first, last = awaited(stage, count)
+    seconds = last - first[0]
     stage.stop()
     _check(stage)
-    return (count - first[1]) / (now - first[0])
+    return (count - first[1]) / seconds
+
+
+def awaited(stage: Stage, count: int, *, begun: int = 0) -> tuple[tuple[float, int], float]:
+    """Wait until `count` events are projected and published: the time and number of the first seen done after `begun`, and the time of
+    the last.
+
+    Raises:
+        TimeoutError: for two minutes nothing was done.
+    """
+    first: tuple[float, int] | None = None
+    moved, before = time.monotonic(), begun
+    while True:
+        done, waiting = _progress(stage)
+        now = time.perf_counter()
+        if first is None and done > begun:
+            first = (now, done)
+        if first is not None and done >= count and not waiting:
+            return first, now
+        if done > before:
+            moved, before = time.monotonic(), done
+        elif time.monotonic() - moved > STALLED_S:
+            raise TimeoutError(f"the worker has projected {done} of {count} events, and goes no further")
+        time.sleep(0.01)
 
 
 def _progress(stage: Stage) -> tuple[int, int]:

@@ -43,8 +43,9 @@ class Result:
         return ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))]
 
 
-def order(n: int) -> bytes:
-    """An order as Shopify's webhooks have it, 2 KB."""
+def order(n: int, customer: int | None = None) -> bytes:
+    """Order `n` as Shopify's webhooks have it, 2 KB; its customer is `n` too, or the one given."""
+    who = n if customer is None else customer
     line = {
         "sku": "TEE-M-BLK",
         "title": "T-shirt",
@@ -57,7 +58,7 @@ def order(n: int) -> bytes:
         {
             "id": 820_982_911_946_154_500 + n,
             "admin_graphql_api_id": f"gid://shopify/Order/{820_982_911_946_154_500 + n}",
-            "email": f"person{n}@example.com",
+            "email": f"person{who}@example.com",
             "created_at": "2026-01-05T10:00:00-03:00",
             "updated_at": f"2026-01-05T10:{n % 60:02}:00-03:00",
             "currency": "BRL",
@@ -66,11 +67,11 @@ def order(n: int) -> bytes:
             "subtotal_price": "179.70",
             "total_tax": "0.00",
             "customer": {
-                "id": 115_310_627_314_723_950 + n,
-                "email": f"person{n}@example.com",
+                "id": 115_310_627_314_723_950 + who,
+                "email": f"person{who}@example.com",
                 "first_name": "Ana",
-                "last_name": f"Silva {n}",
-                "phone": f"+55119{n % 100_000_000:08}",
+                "last_name": f"Silva {who}",
+                "phone": f"+55119{who % 100_000_000:08}",
                 "state": "enabled",
                 "tags": "vip, newsletter",
                 "default_address": {

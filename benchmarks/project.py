@@ -1,0 +1,81 @@
+"""The project stage alone: events already in memory, decoded into columns, then written to facts and views and committed.
+
+One process, no Kafka on the way, nothing published (see `publish`); a worker decodes one batch beside writing the one before.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from caudal.projections import Runner
+from caudal.schemas.codec import Codec, Registry
+
+from benchmarks import _generate
+from benchmarks._machine import repeated
+from benchmarks._processes import processor_s, servers
+from benchmarks._stage import Stage, batches, stage
+from benchmarks.drain import fill
+from caudal import kafka
+
+__all__ = ["measure", "projected"]
+
+EVENTS = 60_000
+EACH = 3
+"""Events of a customer, in the mean."""
+BATCH = 20_000
+SMALL, SMALL_BATCHES = 10, 100
+
+
+def measure(*, runs: int, scale: float) -> list[dict[str, Any]]:
+    """Events per second of decoding and of writing, a batch of ten's milliseconds, and processor time for each event."""
+    return repeated(runs, lambda run: _once(int(EVENTS * scale), run))
+
+
+def _once(events: int, seed: int) -> dict[str, float]:
+    small = SMALL * SMALL_BATCHES
+    with stage() as one:
+        registry = Registry(one.settings)
+        fill(one, _generate.events(events + small, events // EACH, seed=seed, skew=_generate.SKEW))
+        runner = Runner(one.settings, Codec(registry), feed=False)
+        try:
+            return projected(one, runner, events) | _small(one, runner, events)
+        finally:
+            runner.close()
+            registry.close()
+
+
+def projected(one: Stage, runner: Runner, events: int) -> dict[str, float]:
+    """Project the first `events` of the stage's log."""
+    topic = kafka.topic(one.settings.kafka, kafka.CHANGES)
+    database = servers()["postgres"]
+    decoding = applying = own = 0.0
+    before = processor_s(database)
+    for messages in batches(one, topic, events, size=BATCH):
+        started, mine = time.perf_counter(), time.process_time()
+        batch = runner.decode(messages)
+        decoded = time.perf_counter()
+        runner.apply(batch)
+        applying += time.perf_counter() - decoded
+        decoding += decoded - started
+        own += time.process_time() - mine
+    return {
+        "project_decode_events_per_s": events / decoding,
+        "project_apply_events_per_s": events / applying,
+        "project_worker_processor_us": own / events * 1e6,
+        "project_postgres_processor_us": (processor_s(database) - before) / events * 1e6,
+    }
+
+
+def _small(one: Stage, runner: Runner, after: int) -> dict[str, float]:
+    """Batches of ten, as they come when nothing waits."""
+    topic = kafka.topic(one.settings.kafka, kafka.CHANGES)
+    known = runner.positions(range(kafka.topics(one.settings.kafka)[topic]))
+    taken = []
+    for every in batches(one, topic, after + SMALL * SMALL_BATCHES, size=BATCH):
+        messages = [message for message in every if (message.offset() or 0) >= known[message.partition() or 0]]
+        for first in range(0, len(messages), SMALL):
+            started = time.perf_counter()
+            runner.apply(runner.decode(messages[first : first + SMALL]))
+            taken.append((time.perf_counter() - started) * 1000)
+    return {"project_batch_of_10_ms": sorted(taken)[len(taken) // 2]}
