@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast lint bench lock
+.PHONY: help setup demo test test-fast test-fuzz lint bench lock
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: lint  ## lint, then every test
 
 test-fast: setup  ## the tests that need no server
 	@$(BIN)/python -m pytest tests/unit tests/connectors $(ARGS)
+
+test-fuzz: setup  ## the tests of bad input, with fifty times as many examples, ever new ones
+	@$(BIN)/python -m pytest tests/fuzz --hypothesis-profile long $(ARGS)
 
 # the import contracts are read off the built wheel: the linter can't follow the editable install to the root folders
 lint: setup  ## ruff, mypy and the import contracts

@@ -15,7 +15,10 @@ from psycopg_pool import AsyncConnectionPool
 from caudal.errors import DatabaseUnavailable, Fatal
 from caudal.settings import PostgresSettings
 
-__all__ = ["connect", "migrate", "pool", "translated"]
+__all__ = ["REFUSED", "connect", "migrate", "pool", "translated"]
+
+REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+"""What PostgreSQL says of values that it can't store; the last one of a text that is too long for an index. They don't pass with time."""
 
 
 def dsn(settings: PostgresSettings) -> str:
@@ -103,6 +106,8 @@ def translated() -> Iterator[None]:
     """Turn lost connections, deadlocks and shutdowns into `DatabaseUnavailable`; all else passes."""
     try:
         yield
+    except psycopg.errors.ProgramLimitExceeded:
+        raise  # an OperationalError, but one that comes again
     except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
         # OperationalError holds lost connections, admin shutdown, deadlocks, serialisation failures, disk full: all pass with time
         raise DatabaseUnavailable(f"PostgreSQL: {type(exc).__name__}", hint="the same work is tried again") from exc

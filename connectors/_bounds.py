@@ -35,6 +35,7 @@ _KEYS = frozenset(
         "refund_id",
         "line_id",
         "purpose",
+        "city",  # its folded form is indexed for search
     }
 )
 

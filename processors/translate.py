@@ -16,7 +16,6 @@ from datetime import timedelta
 from itertools import chain
 from typing import Any
 
-import psycopg
 from caudal.connectors import Delivery
 from caudal.connectors import get as connector_named
 from caudal.processors import rules as identity_rules
@@ -327,7 +326,7 @@ class Translator:
                 erasures.append(Erasure(event.subject, event.occurred_at, "customer"))
         try:
             return self._links.resolve(mentions, erasures)
-        except (psycopg.DataError, psycopg.IntegrityError, ValueError) as exc:
+        except (*postgres.REFUSED, ValueError) as exc:
             if len(captures) == 1:
                 capture = captures[0]
                 capture.poison = UnusableEvent(f"PostgreSQL can't store the subject's identity ({type(exc).__name__})")
@@ -507,7 +506,7 @@ def _send(producer: Producer, topic: str, message: tuple[str, bytes, _Headers], 
 def attempts(message: Message) -> int:
     """How often the input of a redriven message has been tried before."""
     stated = dict(message.headers() or ()).get("attempts")
-    return int(stated) if stated and stated.isdigit() else 0
+    return int(stated[:9]) if stated and stated.isdigit() else 0
 
 
 def _carried(record: str, row: dict[str, Any]) -> Event:

@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from caudal.projections import _copy, _places
+from caudal.projections import _copy, _places, _vet
 from caudal.projections._fact import Fact
 from caudal.projections._schema import FACTS
 from caudal.schemas.codec import Codec
@@ -114,6 +114,10 @@ def decoded(codec: Codec, messages: Sequence[Message], *, upto: datetime | None 
             batch.bad += [(messages[int(i)], UnusableEvent(f"{event} is no event of customer.changes")) for i in places]
             continue
         records, positions = every, np.array(places)
+        if faults := _vet.faults(event, records):
+            batch.bad += [(messages[positions[i]], UnusableEvent(f"{event}: {why}")) for i, why in faults.items()]
+            kept = np.delete(np.arange(len(positions)), list(faults))
+            records, positions = records.take(pa.array(kept)), positions[kept]
         if upto is not None:
             kept = pc.less_equal(every.column("captured_at"), pa.scalar(upto, pa.timestamp("us", "UTC")))
             records, positions = every.filter(kept), positions[kept.to_numpy(zero_copy_only=False)]

@@ -192,7 +192,7 @@ class Runner:
             except _RESHAPED:
                 if not self._look():
                     raise
-            except (psycopg.DataError, psycopg.IntegrityError) as exc:
+            except postgres.REFUSED as exc:
                 self._apply_apart(batch, exc)
                 return
         seconds = time.perf_counter() - started

@@ -11,6 +11,12 @@ _COUNTS = "coalesce(o.kind, 'order') = 'order' AND coalesce(o.status, 'open') NO
 _PAID = "o.status IN ('paid', 'partially_paid', 'partially_refunded', 'refunded')"
 _OPEN = "coalesce(t.status, 'open') NOT IN ('solved', 'closed', 'deleted')"
 
+
+def _within_long(money: str) -> str:
+    """A sum of money as far as a long holds it, as the contract says: nonsense that is larger must not stop the stream."""
+    return f"least(greatest({money}, {-(2**63)}), {2**63 - 1})"
+
+
 metrics = View(
     name="metrics",
     key=("customer_id",),
@@ -67,8 +73,9 @@ metrics = View(
                max(seen) AS last_seen_at
         FROM (
             SELECT customer_id, currency, NULL::text AS category, count(*) FILTER (WHERE counts) AS orders,
-                   CASE WHEN count(spend) + count(refunded) > 0 THEN coalesce(sum(spend), 0) - coalesce(sum(refunded), 0) END AS spend,
-                   sum(refunded) AS refunded, count(*) FILTER (WHERE counts IS NULL) AS refunds,
+                   CASE WHEN count(spend) + count(refunded) > 0
+                        THEN {_within_long("coalesce(sum(spend), 0) - coalesce(sum(refunded), 0)")} END AS spend,
+                   {_within_long("sum(refunded)")} AS refunded, count(*) FILTER (WHERE counts IS NULL) AS refunds,
                    min(at) FILTER (WHERE counts) AS first_order, max(at) FILTER (WHERE counts) AS last_order,
                    NULL::bigint AS tickets, NULL::bigint AS open_tickets, NULL::timestamptz AS last_ticket,
                    NULL::bigint AS good, NULL::bigint AS bad, NULL::bigint AS subscriptions, NULL::float8[] AS nps,

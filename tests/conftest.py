@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from filelock import FileLock
 from psycopg.conninfo import make_conninfo
@@ -26,6 +27,8 @@ from caudal.settings import PostgresSettings, Settings
 TEMPLATE = "caudal_template"
 TOPICS = (kafka.CHANGES, kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS, kafka.DEAD_LETTERS, kafka.COMMANDS)
 PARTITIONS = 4
+
+hypothesis.settings.register_profile("long")  # what `make test-fuzz` runs with, see tests/fuzz/examples.py
 
 _session_folder = pytest.StashKey[Path]()
 _skipped: list[str] = []

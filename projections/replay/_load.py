@@ -105,7 +105,7 @@ class Loader:
                     hashes, offsets = batch.places
                     cur.execute(_places.STORE.format(schema=self._schema), {"hashes": hashes, "offsets": offsets})
                 self._advance(cur, batch.first_offsets, batch.next_offsets)
-        except (psycopg.DataError, psycopg.IntegrityError):
+        except postgres.REFUSED:
             middle = len(messages) // 2
             if middle:
                 self.load(messages[:middle])

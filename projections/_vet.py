@@ -1,0 +1,155 @@
+"""Which events hold values that can't be stored: judged from the event alone, so that the live projection and a rebuild leave out the same.
+
+What connectors make is held to these bounds before it is written (connectors/_bounds.py); others may write to the log too. A batch
+is looked at by the column; only one that has a fault is halved until the event is found.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from datetime import date, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+from caudal.projections.profiles import FIELDS
+
+__all__ = ["KEY_MAX_BYTES", "faults"]
+
+KEY_MAX_BYTES = 512
+"""Longest text that stands in an index: a B-tree entry holds about 2,700 bytes, and keys are combined."""
+_INDEXED = frozenset(
+    {
+        "subject",
+        "source",
+        "order_id",
+        "refund_id",
+        "ticket_id",
+        "subscription_id",
+        "feedback_id",
+        "interaction_id",
+        "purpose",
+        "field",
+        "subjects",
+        "city",  # its folded form is indexed for search
+    }
+)
+_UUID = np.frombuffer(b"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx", np.uint8)
+_CLASS = np.zeros(256, np.uint8)
+_CLASS[list(b"0123456789abcdefABCDEF")] = ord("x")
+_CLASS[ord("-")] = ord("-")
+_SINGLY = 8
+
+
+def faults(event: str, records: pa.RecordBatch) -> dict[int, str]:
+    """What is wrong with each event that can't be stored, by its row. The texts quote no value."""
+    if _sound(event, records):
+        return {}
+    if len(records) > _SINGLY:
+        middle = len(records) // 2
+        # copies, since a slice shares the buffers that are looked at as a whole
+        first = faults(event, records.take(pa.array(np.arange(middle))))
+        second = faults(event, records.take(pa.array(np.arange(middle, len(records)))))
+        return first | {middle + row: reason for row, reason in second.items()}
+    judged = ((row, _fault(event, record)) for row, record in enumerate(records.to_pylist()))
+    return {row: reason for row, reason in judged if reason is not None}
+
+
+def _sound(event: str, records: pa.RecordBatch) -> bool:
+    """Whether no event of the batch has a fault; it may say no where there is none."""
+    return (
+        event != "FieldCorrected"
+        and _uuids(records.column("customer_id"))
+        and all(_storable(field.name, column) for field, column in zip(records.schema, records.columns, strict=True))
+    )
+
+
+def _uuids(column: pa.Array) -> bool:
+    column = pc.unique(column)
+    lengths = pc.min_max(pc.binary_length(column)).as_py()
+    if lengths["min"] != 36 or lengths["max"] != 36:
+        return not len(column)
+    _, offsets, data = column.buffers()
+    start = int(np.frombuffer(offsets, np.int32, 1, 4 * column.offset)[0])
+    text = np.frombuffer(data, np.uint8, 36 * len(column), start).reshape(-1, 36)
+    return bool((_CLASS[text] == _UUID).all())
+
+
+def _storable(name: str, column: pa.Array) -> bool:
+    kind = column.type
+    if pt.is_string(kind):
+        text = column.buffers()[2]
+        if text is None:
+            return True
+        if name in _INDEXED and (pc.max(pc.binary_length(column)).as_py() or 0) > KEY_MAX_BYTES:
+            return False
+        return b"\0" not in text.to_pybytes()
+    if pt.is_floating(kind):
+        return bool(pc.all(pc.is_finite(column), min_count=0).as_py())
+    if pt.is_map(kind):
+        return _storable("subject", column.keys) and _storable(name, column.items)  # a key stands in an index
+    if pt.is_list(kind):
+        return _storable(name, column.values)
+    if pt.is_struct(kind):
+        return all(_storable(kind.field(i).name, column.field(i)) for i in range(kind.num_fields))
+    return True
+
+
+def _fault(event: str, record: dict[str, Any]) -> str | None:
+    """The first fault of one event."""
+    customer = record["customer_id"].encode()
+    if len(customer) != 36 or not (_CLASS[np.frombuffer(customer, np.uint8)] == _UUID).all():
+        return "customer_id is no UUID"
+    for name, value in record.items():
+        if (reason := _value_fault(name, value)) is not None:
+            return f"{name} {reason}"
+    if event == "FieldCorrected" and not _corrects(record["field"], record["value"]):
+        return f"value can't be one of {record['field']}" if record["field"] in FIELDS else "field is none of a profile"
+    return None
+
+
+def _value_fault(name: str, value: Any) -> str | None:
+    if isinstance(value, str):
+        if "\0" in value:
+            return "holds a NUL character"
+        if name in _INDEXED and len(value.encode()) > KEY_MAX_BYTES:
+            return f"is longer than {KEY_MAX_BYTES} bytes"
+    elif isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number"
+    elif isinstance(value, list | tuple | dict):
+        parts = value.items() if isinstance(value, dict) else ((name, part) for part in value)
+        if isinstance(value, list) and value and isinstance(value[0], tuple):  # a map comes as its pairs
+            parts = (pair for key, item in value for pair in (("subject", key), (name, item)))
+        return next((reason for each, part in parts if (reason := _value_fault(each, part)) is not None), None)
+    return None
+
+
+def _corrects(field: str, value: str | None) -> bool:
+    """Whether the profile has the field, and the field can take the value: times as ISO 8601, numbers in digits."""
+    if field not in FIELDS:
+        return False
+    if value is None:
+        return True
+    form = _FORMS.get(FIELDS[field])
+    if form is None:
+        return field != "city" or len(value.encode()) <= KEY_MAX_BYTES
+    pattern, parse = form
+    try:
+        return pattern.fullmatch(value) is not None and parse(value) is not None
+    except ValueError:
+        return False
+
+
+_DAY = r"\d{4}-\d\d-\d\d"
+_FORMS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
+    "date": (re.compile(_DAY, re.ASCII), date.fromisoformat),
+    "timestamptz": (
+        re.compile(_DAY + r"[ T]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?", re.ASCII),
+        datetime.fromisoformat,
+    ),
+    "double precision": (re.compile(r"-?\d{1,15}(\.\d{1,20})?", re.ASCII), float),
+}
