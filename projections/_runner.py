@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 from zlib import crc32
 
@@ -60,6 +60,19 @@ _SESSION = (
 )
 """Plans are kept and join by index: a batch is small beside the tables, and a plan that flips to scanning them would make the time of
 a batch grow with the history."""
+
+
+@cache
+def _copy_into(table: str, columns: tuple[str, ...]) -> bytes:
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
+        sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
+    )
+    return statement.as_bytes()
+
+
+def _movable(fact: Fact) -> bool:
+    """Whether a thing of it can go from one subject to another."""
+    return "subject" not in fact.key
 
 
 def _mask(view: View) -> int:
@@ -122,6 +135,8 @@ class Runner:
         self._mine: set[int] = set()
         self._looked = 0.0
         self._staged = 0
+        self._forgettable: list[int] = []
+        """Outbox ids whose messages are acknowledged; they go with the next commit."""
         self._untidy = 1.0  # what an earlier worker left is put in order at once
         self._conn: psycopg.Connection[Any] | None = None
         self._statements = statements(schema, self._priority, feed=feed)
@@ -174,7 +189,8 @@ class Runner:
             BrokerUnavailable: the rows are stored and in the outbox; `recover` publishes them.
         """
         started = time.perf_counter()
-        self._tend()
+        self._note_published()
+        self._look_after()
         if batch.bad:  # before the offsets move on: a crash in between may repeat a dead letter, never lose one
             self._bury(batch.bad)
         stripes = batch.stripes
@@ -224,12 +240,12 @@ class Runner:
 
     def idle(self) -> None:
         """Housekeeping while nothing arrives: forget what is acknowledged, publish what others left for our partitions."""
-        self._tend()
+        self._finish_published()
+        self._look_after()
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Wait until everything published is acknowledged, and forget it in the outbox."""
-        if self._publisher:
-            self._forget(self._publisher.confirmed(wait_s=timeout_s))
+        self._finish_published(timeout_s)
 
     def close(self) -> None:
         """Let what is under way arrive, then disconnect."""
@@ -252,14 +268,11 @@ class Runner:
             if not batch.stages:
                 self._lock(cur, set())
                 self._advance(cur, batch)
+                self._check_advance(cur, batch)
                 return []
             self._clear(cur, len(batch.messages))
             self._stage(cur, batch)
-            self._lock(cur, stripes)
-            cur.execute(run["links"], {"new": ALL if batch.relinked else LINKED, "all": ALL})
-            complete, moved, erased = cur.fetchone() or (True, False, False)
-            if not complete:
-                raise _Outrun
+            moved, erased = self._link(conn, stripes, relinked=batch.relinked)
             if batch.gone:
                 cur.execute(run["gone"])
                 cur.execute(run["any_erased"])
@@ -268,17 +281,15 @@ class Runner:
                 for fact in FACTS:
                     for statement in run[f"prune {fact.name}"]:
                         cur.execute(statement)
-            shrinking = moved or batch.gone
-            for fact in FACTS:
-                if fact.name in batch.stages or erased:
-                    shrinking |= self._write(cur, fact, batch, pruned=erased)
+            lost = self._write(conn, batch, pruned=erased)
             self._touch(cur, stripes)
-            changes = self._refresh(conn, shrinking=shrinking)
             if not self._feed:
                 cur.execute("SELECT customer_id::text FROM touched")
                 touched = {customer for (customer,) in cur.fetchall()}
-            self._store_places(cur, batch)
-            self._advance(cur, batch)
+            changes = self._refresh(conn, shrinking=moved or batch.gone or lost, last=partial(self._finish, cur, batch))
+            self._check_advance(cur, batch)
+            self._tidy_places(cur)
+        self._forgettable.clear()
         if not self._feed:
             self.touched |= touched
         return changes
@@ -294,10 +305,7 @@ class Runner:
 
     def _stage(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         for name, (columns, data) in batch.stages.items():
-            statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
-                sql.Identifier(f"stage_{name}"), sql.SQL(", ").join(map(sql.Identifier, columns))
-            )
-            with cur.copy(statement) as copy:
+            with cur.copy(_copy_into(f"stage_{name}", columns)) as copy:
                 copy.write(data)
 
     def _lock(self, cur: psycopg.Cursor[Any], stripes: set[int]) -> None:
@@ -307,33 +315,46 @@ class Runner:
             locks = f"SELECT pg_advisory_xact_lock_shared({SWAP_LOCK}) UNION ALL {locks}"
         cur.execute(locks, (self._stripe_locks, sorted(stripes)))
 
-    def _write(self, cur: psycopg.Cursor[Any], fact: Fact, batch: Batch, *, pruned: bool) -> bool:
-        """Write a fact's staged rows; whether a subject lost something to another by it."""
-        movable = "subject" not in fact.key  # then the statements count the subjects that they noted as moved
-        bits = {"bit": bit(fact.name)} if movable else None
-        cur.execute(self._statements[f"upsert {fact.name}"], bits)
-        lost = movable and cur.rowcount > 0
-        if fact.partial and (pruned or self._mixed(cur, fact, batch)):
+    def _link(self, conn: psycopg.Connection[Any], stripes: set[int], *, relinked: bool) -> tuple[bool, bool]:
+        """Write the staged links under the locks; whether subjects moved, and whether some are erased."""
+        cur = conn.cursor(binary=True)
+        with conn.pipeline():
+            self._lock(conn.cursor(binary=True), stripes)
+            cur.execute(self._statements["links"], {"new": ALL if relinked else LINKED, "all": ALL})
+        complete, moved, erased = cur.fetchone() or (True, False, False)
+        if not complete:
+            raise _Outrun
+        return moved, erased
+
+    def _write(self, conn: psycopg.Connection[Any], batch: Batch, *, pruned: bool) -> bool:
+        """Write the facts' staged rows; whether a subject lost something to another by it.
+
+        A thing may have statements with different sets of fields when some source was seen to state more than one set. The sets seen
+        are kept in live.stated_sets. A row of the batch's things that was stated otherwise was committed with its set, by a worker
+        that held the same stripe before us; so what is read here, after the lock, is all that matters.
+        """
+        facts = [fact for fact in FACTS if fact.name in batch.stages or pruned]
+        sets = [(fact, source, stated) for fact, found in batch.masks.items() for source, stated in found]
+        names, sources, stated = zip(*sets, strict=True) if sets else ((), (), ())
+        seen, cursors = conn.cursor(binary=True), [conn.cursor(binary=True) for _ in facts]
+        bits = {fact.name: {"bit": bit(fact.name)} for fact in facts if _movable(fact)}
+        with conn.pipeline():
+            seen.execute(self._statements["stated_sets"], {"facts": [*names], "sources": [*sources], "sets": [*stated]})
+            for fact, cur in zip(facts, cursors, strict=True):
+                cur.execute(self._statements[f"upsert {fact.name}"], bits.get(fact.name))
+        # the statements count the subjects that they noted as moved
+        lost = any(_movable(fact) and cur.rowcount > 0 for fact, cur in zip(facts, cursors, strict=True))
+        mixed = (seen.fetchone() or (None,))[0] or ()
+        for fact in facts:
+            if not fact.partial or not (pruned or fact.name in mixed):
+                continue
+            cur = conn.cursor(binary=True)
             *steps, fold = self._statements[f"composites {fact.name}"]
             for step in steps:
                 cur.execute(step)
-            cur.execute(fold, bits)
-            lost |= movable and cur.rowcount > 0
+            cur.execute(fold, bits.get(fact.name))
+            lost |= _movable(fact) and cur.rowcount > 0
         return lost
-
-    def _mixed(self, cur: psycopg.Cursor[Any], fact: Fact, batch: Batch) -> bool:
-        """Whether a thing may have statements with different sets of fields: some source was seen to state more than one set.
-
-        The sets seen are kept in live.stated_sets. A row of the batch's things that was stated otherwise was committed with its
-        set, by a worker that held the same stripe before us; so what is read here, after the lock, is all that matters.
-        """
-        masks = batch.masks.get(fact.name, set())
-        cur.execute(
-            self._statements["stated_sets"],
-            {"fact": fact.name, "sources": [s for s, _ in masks], "sets": [m for _, m in masks]},
-        )
-        row = cur.fetchone()
-        return bool(row and row[0])
 
     def _touch(self, cur: psycopg.Cursor[Any], held: set[int]) -> None:
         cur.execute(self._statements["touch"])
@@ -341,38 +362,54 @@ class Runner:
         if missing := set(row[0] or ()) - held if row else set():
             raise _Stripes(missing)
 
-    def _refresh(self, conn: psycopg.Connection[Any], *, shrinking: bool) -> list[Change]:
-        """Refresh each view and note in the outbox what changed; gives what this worker has to publish of it."""
+    def _refresh(
+        self, conn: psycopg.Connection[Any], *, shrinking: bool, last: Callable[[], None] = lambda: None
+    ) -> list[Change]:
+        """Refresh each view and note in the outbox what changed; gives what this worker has to publish of it. `last` goes with them."""
         mine = sorted(self._mine) or list(range(self._partitions))
         values = {"mine": mine, "whole": len(mine) == self._partitions, "partitions": self._partitions}
+        cursors = [conn.cursor(binary=True) for _ in VIEWS]  # what is found is taken up when it is published
+        gone: dict[str, list[str]] = {}
+        with conn.pipeline():
+            for view, cur in zip(VIEWS, cursors, strict=True):
+                if shrinking and len(view.key) == 1:
+                    removed = conn.cursor(binary=True)
+                    removed.execute(self._statements[f"remove {view.name}"])
+                    gone[view.name] = [str(customer) for (customer,) in removed.fetchall()]
+                cur.execute(self._statements[f"refresh {view.name}"], {**values, "gone": gone.get(view.name, [])})
+            last()
         changes = []
-        for view in VIEWS:
-            gone: list[str] = []
-            cur = conn.cursor(binary=True)  # each its own: what is found is taken up when it is published
-            if shrinking and len(view.key) == 1:
-                cur.execute(self._statements[f"remove {view.name}"])
-                gone = [str(customer) for (customer,) in cur.fetchall()]
-            cur.execute(self._statements[f"refresh {view.name}"], {**values, "gone": gone})
+        for view, cur in zip(VIEWS, cursors, strict=True):
+            lost = gone.get(view.name, [])
             if (first := cur.fetchone()) is not None:
                 rows = partial(_rows, cur, first)
-                changes.append(Change(view, first[-1], rows, [c for c in gone if self._owns(c)]))
-                telemetry.VIEW_ROWS.labels(view.name).inc(cur.rowcount + len(gone))
+                changes.append(Change(view, first[-1], rows, [c for c in lost if self._owns(c)]))
+                telemetry.VIEW_ROWS.labels(view.name).inc(cur.rowcount + len(lost))
         return changes
 
     def _owns(self, customer_id: str) -> bool:
         return not self._mine or output_partition(customer_id, self._partitions) in self._mine
 
+    def _finish(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
+        self._store_places(cur, batch)
+        self._advance(cur, batch)
+
     def _store_places(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
-        """Remember where the batch's events lie; now and then put the rows in order."""
+        """Remember where the batch's events lie, and forget in the outbox what is acknowledged."""
         hashes, offsets = batch.places
-        cur.execute(self._statements["places"], {"hashes": hashes, "offsets": offsets})
+        cur.execute(
+            self._statements["places"], {"hashes": hashes, "offsets": offsets, "forgettable": self._forgettable}
+        )
         self._untidy += 1 / _places.FOLD_ROWS + len(hashes) / 4 / _places.SORT_KEYS
+
+    def _tidy_places(self, cur: psycopg.Cursor[Any]) -> None:
+        """Now and then put the rows in order."""
         if self._untidy >= 1:
             _places.tidy(cur, self._schema)
             self._untidy = 0.0
 
     def _advance(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
-        """Move the offsets on, if they are where the batch starts: else someone else has this partition."""
+        """Move the offsets on, if they are where the batch starts; `_check_advance` says whether they were."""
         partitions = sorted(batch.next_offsets)
         cur.execute(
             f"""INSERT INTO {self._schema}.offsets AS o (partition, next_offset)
@@ -387,10 +424,12 @@ class Runner:
                 "first": [batch.first_offsets[p] for p in partitions],
             },
         )
+
+    def _check_advance(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         written = cur.fetchall()
         if any(oid != self._oid for (oid,) in written):
             raise _Swapped
-        if len(written) != len(partitions):
+        if len(written) != len(batch.next_offsets):
             raise LostPartition("another worker has projected this partition further")
 
     # ---- trouble
@@ -408,6 +447,7 @@ class Runner:
             with postgres.translated(), self._connection().transaction(), self._connection().cursor() as cur:
                 self._lock(cur, set())
                 self._advance(cur, batch)
+                self._check_advance(cur, batch)
         except _Swapped as exc:
             raise LostPartition("the schema was swapped while a message was put aside") from exc
 
@@ -454,18 +494,23 @@ class Runner:
 
     # ---- the outbox
 
-    def _tend(self) -> None:
-        """Forget what is acknowledged; every moment, also under load, publish what the outbox holds and is not under way: what other
-        workers left for our partitions, and what Kafka refused before.
+    def _note_published(self, wait_s: float = 0.0) -> None:
+        """Have what is acknowledged forgotten with the next commit."""
+        if self._publisher:
+            self._forgettable += self._publisher.confirmed(wait_s=wait_s)
+
+    def _look_after(self) -> None:
+        """Every moment, also under load, publish what the outbox holds and is not under way: what other workers left for our
+        partitions, and what Kafka refused before.
         """
-        self._finish_published()
         if self._publisher and self._mine and time.monotonic() - self._looked >= LOOK_EVERY_S:
             self._looked = time.monotonic()
             self.recover(sorted(self._mine))
 
-    def _finish_published(self) -> None:
-        if self._publisher:
-            self._forget(self._publisher.confirmed())
+    def _finish_published(self, wait_s: float = 0.0) -> None:
+        self._note_published(wait_s)
+        self._forget(self._forgettable)
+        self._forgettable = []
 
     def _forget(self, ids: list[int]) -> None:
         if ids:
@@ -479,7 +524,7 @@ class Runner:
         found = conn.execute(
             "SELECT id, partitions, topic, customer_ids::text[], payload, rebuilt FROM hub.outbox "
             "WHERE partitions && %s::int[] AND id <> ALL(%s::bigint[]) ORDER BY id",
-            (partitions, publisher.under_way),
+            (partitions, [*publisher.under_way, *self._forgettable]),
         ).fetchall()
         done = 0
         if any(rebuilt for *_, rebuilt in found):
@@ -540,7 +585,8 @@ def statements(schema: str, priority: str, *, feed: bool) -> dict[str, Any]:
         "touch": _sql.TOUCH.format(schema=schema),
         "clear": _sql.clear(FACTS),
         "stated_sets": _sql.STATED_SETS.format(schema=schema),
-        "places": _places.STORE.format(schema=schema),
+        "places": "WITH forgotten AS (DELETE FROM hub.outbox WHERE id = ANY(%(forgettable)s::bigint[])) "
+        + _places.STORE.format(schema=schema),
     }
     for fact in FACTS:
         made[f"upsert {fact.name}"] = _sql.upsert(schema, fact)

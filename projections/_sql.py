@@ -233,20 +233,21 @@ ANY_ERASED = """
 """
 
 STATED_SETS = """
-    WITH batch AS (SELECT unnest(%(sources)s::text[]) AS source, unnest(%(sets)s::bigint[]) AS stated),
-    added AS (
+    WITH batch AS (
+        SELECT * FROM unnest(%(facts)s::text[], %(sources)s::text[], %(sets)s::bigint[]) v(fact, source, stated)
+    ), added AS (
         INSERT INTO {schema}.stated_sets (fact, source, stated)
-        SELECT %(fact)s, source, stated FROM batch ORDER BY source, stated ON CONFLICT DO NOTHING
+        SELECT fact, source, stated FROM batch ORDER BY fact, source, stated ON CONFLICT DO NOTHING
     )
-    SELECT EXISTS (
-        SELECT source FROM (
-            SELECT source, stated FROM batch
+    SELECT array_agg(fact) FROM (
+        SELECT fact, source FROM (
+            SELECT fact, source, stated FROM batch
             UNION
-            SELECT source, stated FROM {schema}.stated_sets WHERE fact = %(fact)s AND source = ANY(%(sources)s)
-        ) seen GROUP BY source HAVING count(*) > 1
-    )
+            SELECT s.fact, s.source, s.stated FROM batch b JOIN {schema}.stated_sets s USING (fact, source)
+        ) seen GROUP BY fact, source HAVING count(*) > 1
+    ) several
 """
-"""Note which sets of fields each source states; true when some source of the batch states more than one."""
+"""Note which sets of fields each source states; gives the facts of which some source of the batch states more than one."""
 
 TOUCH_SUBJECTS = """INSERT INTO touched_subjects (customer_id, subject, source, deleted_at, facts)
         SELECT t.customer_id, l.subject, l.source, greatest(l.deleted_at, l.erased_at), t.facts

@@ -116,6 +116,22 @@ def test_an_absent_field_stays_and_a_cleared_one_goes(
     assert conn.execute("SELECT name, city, phone FROM live.profiles").fetchall() == [("Ana", "Olinda", None)]
 
 
+def test_fields_stated_beside_an_erasure_are_still_there_when_others_are_stated(
+    runners: Callable[..., Runner], codec: Codec, conn: psycopg.Connection[Any]
+) -> None:
+    erased = SubjectDeleted(
+        subject="shop:customer:9", source="shop", customer_id=RUI, link_seq=1, occurred_at=START, captured_at=START,
+        event_id="gone", kind="erased", reason="redact",
+    )  # fmt: skip
+    log: list[Event] = [
+        erased,
+        stated("crm:contact:1", ANA, 0, city="Olinda"),
+        stated("crm:contact:1", ANA, 1, name="Ana"),
+    ]
+    apply(runners(), records(codec, log), [2, 1])
+    assert conn.execute("SELECT name, city FROM live.profiles").fetchall() == [("Ana", "Olinda")]
+
+
 def test_a_merge_moves_orders_and_an_undo_moves_them_back(
     runners: Callable[..., Runner], codec: Codec, conn: psycopg.Connection[Any]
 ) -> None:
