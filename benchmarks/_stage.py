@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Stage:
         self.settings = settings
         self.folder = folder
         self.conn: psycopg.Connection[Any] = postgres.connect(settings.postgres, role="benchmark")
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def start(self, role: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start `caudal run --role ROLE` on this stage; its output goes to a file in the folder."""
@@ -72,15 +72,23 @@ class Stage:
             process = subprocess.Popen(
                 [sys.executable, "-m", "caudal.cli", "run", "--role", role], env=env, stdout=out, stderr=out
             )
-        self._processes.append(process)
+        self._processes.append((role, process))
         return process
+
+    def pids(self) -> dict[str, int]:
+        """The processes started here, by role; a second one of a role is `<role>_2`."""
+        found: dict[str, int] = {}
+        for role, process in self._processes:
+            number = sum(other.partition("_")[0] == role for other in found)
+            found[f"{role}_{number + 1}" if number else role] = process.pid
+        return found
 
     def stop(self) -> None:
         """Stop every process started here, and wait for it."""
-        for process in self._processes:
+        for _, process in self._processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        for process in self._processes:
+        for _, process in self._processes:
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
@@ -143,19 +151,21 @@ def address(stage: Stage, server: str) -> str:
     return f"http://{found['host']}:{found['port']}"
 
 
-def batches(stage: Stage, topic: str, count: int, *, size: int) -> Iterator[list[Message]]:
-    """The first `count` messages of a topic (its full name) in batches; a partition's are in order."""
+def batches(
+    stage: Stage, topic: str, count: int, *, size: int, begin: Mapping[int, int] | None = None
+) -> Iterator[list[Message]]:
+    """The next `count` messages of a topic (its full name) in batches, after the offsets `begin`; a partition's are in order."""
     consumer = kafka.consumer(stage.settings.kafka, "benchmark", **{"queued.max.messages.kbytes": 262_144})
     try:
         partitions = kafka.topics(stage.settings.kafka)[topic]
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in range(partitions)])
+        consumer.assign([TopicPartition(topic, n, (begin or {}).get(n, 0)) for n in range(partitions)])
         left = count
         while left:
             found: list[Message] = []
             while len(found) < min(size, left):
                 taken = consumer.consume(min(size, left) - len(found), 30)
                 if not taken:
-                    raise TimeoutError(f"{topic} holds fewer than {count} messages")
+                    raise TimeoutError(f"{topic} holds no {count} messages more")
                 found += taken
             left -= len(found)
             yield found

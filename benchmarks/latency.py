@@ -29,7 +29,7 @@ from benchmarks._stage import Stage, add_source, address, stage, wait_until
 from benchmarks.drain import fill
 from caudal import access, kafka
 
-__all__ = ["measure"]
+__all__ = ["Behind", "Delivering", "Projecting", "measure", "percentile"]
 
 CUSTOMERS = 10_000
 EVENT_RATES = (500, 250, 100)
@@ -41,7 +41,7 @@ BEHIND_S = 1.0
 """A rate is carried when everything is through so soon after the last was sent, and the sender kept its time."""
 
 
-class _Behind(Exception):
+class Behind(Exception):
     """The machine can't carry the rate."""
 
 
@@ -51,7 +51,7 @@ def percentile(values: Sequence[float], p: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))]
 
 
-class _Projecting:
+class Projecting:
     """Events of known customers, one by one, to a worker that has nothing else to do."""
 
     def __init__(self, stage: Stage) -> None:
@@ -69,7 +69,7 @@ class _Projecting:
         """Milliseconds from produce() to the commit of the profile's row, each event for another customer.
 
         Raises:
-            _Behind: a backlog built up.
+            Behind: a backlog built up.
         """
         warm, count = rate * WARM_UP_S, int(rate * (seconds + WARM_UP_S))
         started = time.perf_counter()
@@ -87,7 +87,7 @@ class _Projecting:
         self._count += count
         wait_until(lambda: _stored(self._stage) >= self._count, timeout_s=120, what="projection of the last event")
         if time.perf_counter() - started > count / rate + BEHIND_S:
-            raise _Behind
+            raise Behind
         rows = self._stage.conn.execute(
             """SELECT extract(epoch FROM pg_xact_commit_timestamp(p.xmin) - s.captured_at)::float8 * 1000
                FROM live.profile_statements_parts s JOIN live.links l USING (subject) JOIN live.profiles p USING (customer_id)
@@ -110,7 +110,7 @@ def _sleep_until(when: float) -> None:
         time.sleep(left)
 
 
-class _Delivering:
+class Delivering:
     """Signed deliveries through edge, worker and API to a live stream, which follows the commit."""
 
     def __init__(self, stage: Stage) -> None:
@@ -134,14 +134,14 @@ class _Delivering:
         """Milliseconds from sending a delivery to its profile's arrival, each for another customer.
 
         Raises:
-            _Behind: a backlog built up.
+            Behind: a backlog built up.
         """
         warm, count = rate * WARM_UP_S, int(rate * (seconds + WARM_UP_S))
         started = time.perf_counter()
         told = await self._send(name, rate, count, patient=patient)
         await self._pushed(told)
         if not patient and (len(told) < count or time.perf_counter() - started > count / rate + BEHIND_S):
-            raise _Behind
+            raise Behind
         return [(self._received[one] - self._sent[one]) * 1000 for one in told[warm:]]
 
     async def _pushed(self, names: Sequence[str]) -> None:
@@ -225,10 +225,10 @@ def measure(*, runs: int, scale: float) -> list[dict[str, Any]]:
     """`project_latency_*`: event on customer.changes → row visible. `end_to_end_latency_*`: delivery sent → pushed to a listener."""
     seconds = SECONDS * scale
     with stage() as one:
-        projecting = _Projecting(one)
+        projecting = Projecting(one)
         event_rate, project = asyncio.run(_carried(EVENT_RATES, runs, seconds, _in_thread(projecting.run)))
     with stage() as one:
-        delivery_rate, end = asyncio.run(_delivered(_Delivering(one), runs, seconds))
+        delivery_rate, end = asyncio.run(_delivered(Delivering(one), runs, seconds))
     figures = []
     for name, rate, found in (("project", event_rate, project), ("end_to_end", delivery_rate, end)):
         for p in (50, 99):
@@ -237,7 +237,7 @@ def measure(*, runs: int, scale: float) -> list[dict[str, Any]]:
     return figures
 
 
-async def _delivered(delivering: _Delivering, runs: int, seconds: float) -> tuple[int, list[list[float]]]:
+async def _delivered(delivering: Delivering, runs: int, seconds: float) -> tuple[int, list[list[float]]]:
     listener = await delivering.listen()
     try:
         return await _carried(DELIVERY_RATES, runs, seconds, delivering.run)
@@ -262,7 +262,7 @@ async def _carried(
         try:
             while len(found) < runs:
                 found.append(await run(f"told{rate}x{len(found)}", rate, seconds))
-        except _Behind:
+        except Behind:
             continue
         return rate, found
     raise RuntimeError(f"this machine can't carry {rates[-1]} a second")
