@@ -73,12 +73,12 @@ def figure(name: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-_UNITS = {"ms": "ms", "mb": "MB", "us": "µs"}
+_UNITS = {"ms": "ms", "mb": "MB", "us": "µs", "ratio": "times"}
 
 
 def repeated(runs: int, once: Callable[[int], Mapping[str, float]]) -> list[dict[str, Any]]:
     """The figures of `runs` runs of `once`, which gets the run's number and gives values by name. A name ends in its unit:
-    `<things>_per_s`, `ms`, `mb`, or `us` (microseconds).
+    `<things>_per_s`, `ms`, `mb`, `us` (microseconds) or `ratio`.
     """
     found: dict[str, list[float]] = {}
     for run in range(runs):

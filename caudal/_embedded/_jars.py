@@ -1,4 +1,4 @@
-"""The broker's jars: pinned by coordinates and SHA-256 in `jars.toml`, fetched once, kept in a cache folder."""
+"""Java's files from Maven: pinned by coordinates and SHA-256, fetched once, kept in a cache folder. `jars.toml` has the broker's."""
 
 from __future__ import annotations
 
@@ -31,17 +31,20 @@ TIMEOUT_S = (10.0, 20.0)  # to connect, between two pieces of a body
 
 @dataclass(frozen=True)
 class Jar:
-    """One pinned jar."""
+    """One pinned jar, or an archive of jars."""
 
     group: str
     artifact: str
     version: str
     size: int
     sha256: str
+    classifier: str | None = None
+    extension: str = "jar"
 
     @property
     def filename(self) -> str:
-        return f"{self.artifact}-{self.version}.jar"
+        classifier = f"-{self.classifier}" if self.classifier else ""
+        return f"{self.artifact}-{self.version}{classifier}.{self.extension}"
 
     def __str__(self) -> str:
         return f"{self.group}:{self.artifact}:{self.version}"
@@ -79,7 +82,12 @@ def default_folder() -> Path:
 
 
 def classpath(
-    folder: Path, jars: tuple[Jar, ...], *, fetch: Fetch | None = None, say: Callable[[str], None] | None = None
+    folder: Path,
+    jars: tuple[Jar, ...],
+    *,
+    fetch: Fetch | None = None,
+    say: Callable[[str], None] | None = None,
+    title: str | None = None,
 ) -> list[Path]:
     """The jars' files in `folder`, every one of them checked; what is missing or damaged is fetched first.
 
@@ -90,10 +98,12 @@ def classpath(
         jars: which ones.
         fetch: where a jar's content comes from; the Maven repository if not given.
         say: is told that there is something to fetch.
+        title: what it is, in that message; the broker if not given.
 
     Raises:
         EmbeddedServerFailed: a jar can't be fetched, or what was fetched isn't what was pinned.
     """
+    title = title or f"Apache Kafka {kafka_version()}"
     try:
         if _lacking(folder, jars):
             folder.mkdir(parents=True, exist_ok=True)
@@ -102,11 +112,11 @@ def classpath(
                 if lacking:
                     if say is not None:
                         megabytes = sum(jar.size for jar in lacking) // 1_000_000
-                        say(f"fetching Apache Kafka {kafka_version()}, once: {len(lacking)} files, {megabytes} MB")
-                    _fetch_all(folder, lacking, fetch or _from_maven)
+                        say(f"fetching {title}, once: {len(lacking)} files, {megabytes} MB")
+                    _fetch_all(folder, lacking, fetch or _from_maven, title)
     except OSError as exc:
         raise EmbeddedServerFailed(
-            f"Kafka's jars can't be kept in {folder}: {exc.strerror or exc}",
+            f"the jars of {title} can't be kept in {folder}: {exc.strerror or exc}",
             hint="CAUDAL_EMBEDDED__JARS_DIR names another folder",
         ) from exc
     return [folder / jar.filename for jar in jars]
@@ -126,7 +136,7 @@ def _holds(path: Path, jar: Jar) -> bool:
         return False
 
 
-def _fetch_all(folder: Path, jars: list[Jar], fetch: Fetch) -> None:
+def _fetch_all(folder: Path, jars: list[Jar], fetch: Fetch, title: str) -> None:
     for leftover in folder.glob("*.part"):  # of a process that was killed; we hold the lock
         leftover.unlink()
     console = Console(stderr=True)
@@ -136,7 +146,7 @@ def _fetch_all(folder: Path, jars: list[Jar], fetch: Fetch) -> None:
         Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress,
         ThreadPoolExecutor(AT_ONCE, thread_name_prefix="jars") as pool,
     ):
-        task = progress.add_task(f"Apache Kafka {kafka_version()}", total=sum(jar.size for jar in jars))
+        task = progress.add_task(title, total=sum(jar.size for jar in jars))
         futures = [
             pool.submit(_fetch_one, folder, jar, fetch, stopped, lambda n: progress.advance(task, n)) for jar in jars
         ]
@@ -199,7 +209,9 @@ def _from_maven(jar: Jar) -> Iterator[bytes]:
         raise RequestException(str(error))
 
     downloader = Downloader()
-    uri = downloader.resolver.uri_for_artifact(Artifact(jar.group, jar.artifact, jar.version))
+    uri = downloader.resolver.uri_for_artifact(
+        Artifact(jar.group, jar.artifact, jar.version, jar.classifier, jar.extension)
+    )
     with downloader.requestor.request(uri, refused, stream=True, timeout=TIMEOUT_S) as response:
         try:
             yield from response.iter_content(CHUNK_BYTES)
