@@ -41,7 +41,7 @@ class Watched:
     their buffers once each.
     """
 
-    EVERY_S = 0.5
+    EVERY_S = 1.0
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._pids = pids

@@ -7,6 +7,7 @@ and of PostgreSQL, because the clock says little of a busy machine. The workers 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import cycle, islice
@@ -160,13 +161,16 @@ def _drained(events: int, workers: int, seed: int) -> dict[str, float]:
         }
 
 
-def joined(one: Stage, workers: int) -> None:
-    """Wait until every worker is a member of the group, so that the backlog is shared from its beginning."""
+def joined(one: Stage, workers: int) -> float:
+    """Wait until so many workers have partitions of the log; the time of the last look at which they had none."""
     admin = kafka.admin(one.settings.kafka)
     group = kafka.topic(one.settings.kafka, "caudal.project")
+    looked: list[float] = []
 
     def assigned() -> bool:
+        looked.append(time.time())
         described = admin.describe_consumer_groups([group])[group].result()
-        return sum(bool(member.assignment.topic_partitions) for member in described.members) == workers
+        return sum(bool(member.assignment.topic_partitions) for member in described.members) >= workers
 
-    wait_until(assigned, timeout_s=120, what=f"group of {workers} workers", every_s=0.3)
+    wait_until(assigned, timeout_s=120, what=f"group of {workers} workers", every_s=0.05)
+    return looked[-2] if len(looked) > 1 else looked[-1]
