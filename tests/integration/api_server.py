@@ -24,7 +24,7 @@ def running(settings: Settings) -> Iterator[str]:
         yield "http://{}:{}".format(*listener.getsockname()[:2])
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 

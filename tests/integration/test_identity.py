@@ -181,7 +181,7 @@ def test_a_batch_of_known_things_takes_no_lock(settings, links):
     links.published(first.batches)
     with postgres.connect(settings.postgres, role="tests", schema="hub") as db, db.transaction():
         db.execute(LOCK)
-        with postgres.connect(settings.postgres, role="tests", schema="hub", connect_timeout=5) as other:
+        with postgres.connect(settings.postgres, role="tests", schema="hub", connect_timeout=30) as other:
             other.execute("SET lock_timeout = '2s'")
             again = Links(lambda: other, rules.load(settings)).resolve(batch)
     assert again.links == first.links

@@ -76,7 +76,7 @@ def published(settings: Settings, codec: Codec, name: str, count: int) -> list[t
     topic = kafka.topic(settings.kafka, name)
     consumer.subscribe([topic])
     found: list[tuple[str, dict[str, Any] | None]] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while len(found) < count and time.monotonic() < deadline:
         message = consumer.poll(0.2)
         if message is not None and message.error() is None:

@@ -40,7 +40,7 @@ def served(settings: Settings) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        thread.join(timeout=20)
+        thread.join(timeout=60)
 
 
 def test_our_schemas_register_and_another_start_changes_nothing(settings: Settings) -> None:

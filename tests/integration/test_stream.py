@@ -118,7 +118,7 @@ def listen(settings, address):
     @contextmanager
     def listen(*, last_id=None, at=address, **params):
         more = {"last-event-id": last_id} if last_id else {}
-        with httpx.stream("GET", f"{at}/changes", params=params, headers={**headers, **more}, timeout=20) as response:
+        with httpx.stream("GET", f"{at}/changes", params=params, headers={**headers, **more}, timeout=60) as response:
             if response.status_code != 200:
                 response.read()
                 raise AssertionError(response.text)
@@ -280,7 +280,7 @@ def test_two_hundred_listeners_cost_places_not_threads(feed, listen, address, se
             first.take(1)
             before = process.num_threads()
             for _ in range(200):
-                sock = socket.create_connection(address.removeprefix("http://").split(":"), timeout=20)
+                sock = socket.create_connection(address.removeprefix("http://").split(":"), timeout=60)
                 sock.sendall(request)
                 sockets.append(sock)
             for sock in sockets:
@@ -318,7 +318,7 @@ def test_a_client_that_never_reads_is_let_go(settings, feed, address, monkeypatc
             f"GET /changes?from=beginning HTTP/1.1\r\nhost: api\r\nauthorization: Bearer {token}\r\n\r\n".encode()
         )
         read_until(sock, b"retry")
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while STREAM_CLIENTS._value.get():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -328,7 +328,7 @@ def test_a_client_that_never_reads_is_let_go(settings, feed, address, monkeypatc
 
 def test_a_revoked_token_hears_nothing_more(settings, feed, address, monkeypatch):
     token = token_of(settings, "changes:read", name="leaver")
-    with httpx.stream("GET", f"{address}/changes", params={"token": token}, timeout=20) as response:
+    with httpx.stream("GET", f"{address}/changes", params={"token": token}, timeout=60) as response:
         events = Events(response)
         feed.mixed(1)
         events.take(1)
@@ -344,7 +344,7 @@ def test_streams_end_with_the_reason_when_the_server_stops(settings, listen):
         with running(settings) as other:
             events = client.enter_context(listen(at=other))
             began = time.monotonic()
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 20
         assert [(name, data) for name, data, _ in events] == [("closed", {"reason": "shutting_down"})]
 
 

@@ -96,7 +96,7 @@ def test_one_signal_stops_all(tmp_path, number):
     parent = _parent(log)
     _until(lambda: len(_lines(log)) == 2)
     parent.send_signal(number)
-    assert parent.wait(10) == 0
+    assert parent.wait(60) == 0
     assert sorted(_lines(log)[2:]) == ["stop a", "stop b"]
 
 
@@ -105,5 +105,5 @@ def test_children_end_when_the_parent_is_killed(tmp_path):
     parent = _parent(log)
     _until(lambda: len(_lines(log)) == 2)
     parent.kill()
-    parent.wait(10)
+    parent.wait(60)
     _until(lambda: sorted(_lines(log)[2:]) == ["stop a", "stop b"])
