@@ -44,8 +44,8 @@ __all__ = [
 
 EVENT_NAMESPACE = uuid.UUID("6f0f2a5e-3d0b-5c57-9f1e-0c6a1d7e6b11")
 """Namespace of every uuid5 that Caudal derives; changing it changes every id."""
-UNPACKED_MAX_BYTES = 64 * 1024 * 1024
-"""Most bytes that a gzip body may unpack to; more is a bomb, not a webhook."""
+UNPACKED_MAX_BYTES = 16 * 1024 * 1024
+"""Most bytes that a gzip body may unpack to; more is a bomb, not a webhook. As JSON it may take twenty times as much memory."""
 
 
 @dataclass(frozen=True, slots=True)

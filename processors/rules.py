@@ -47,6 +47,10 @@ class _File(BaseModel):
     kinds: dict[str, Kind]
 
 
+LONGEST = 512
+"""Characters of an identifier; a longer text is none, and would not fit the index that they are found by."""
+
+
 class Rules:
     """Evidence and its limits.
 
@@ -66,7 +70,7 @@ class Rules:
 
     def evidence(self, kind: str, value: str) -> Identifier | None:
         """The identifier in its normal form; None when it is invalid or blocked, and so says nothing about who it is."""
-        return self._cached(kind, value)
+        return self._cached(kind, value) if len(value) <= LONGEST else None
 
     def _evidence(self, kind: str, value: str) -> Identifier | None:
         if kind not in self.kinds:

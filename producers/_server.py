@@ -11,12 +11,14 @@ from typing import Any
 
 import uvicorn
 from caudal.producers._http import App
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from caudal.connections import Connection
 from caudal.errors import BadSettings
 
 __all__ = ["listen", "run"]
 
+UNREAD_MS = 60_000
+"""How long the kernel keeps a connection whose other end takes nothing."""
 KEEP_ALIVE_S = 75
 """Longer than load balancers keep an idle connection (60 s), so that none is closed under a request."""
 
@@ -29,9 +31,12 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as exc:
         raise BadSettings(f"the edge can't listen on {host}:{port}: {exc.strerror}", hint="CAUDAL_EDGE__PORT") from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)  # accepted connections inherit it
+    return listener
 
 
 async def run(app: App, listener: socket.socket, started: Callable[[], None], *, grace_s: float) -> None:
@@ -81,7 +86,7 @@ class _OneWrite:
             self._parts.clear()
 
 
-class _Protocol(HttpToolsProtocol):
+class _Protocol(Connection):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type] # it stands in for one
 

@@ -11,6 +11,7 @@ import uvicorn
 from caudal.serving._stream import Streams
 from caudal.serving.api import build
 
+from caudal.connections import Connection
 from caudal.errors import BadSettings
 from caudal.settings import Settings
 from caudal.telemetry import Log, logger
@@ -76,7 +77,7 @@ def server(settings: Settings) -> tuple[uvicorn.Server, socket.socket]:
         access_log=False,  # addresses may hold a token
         server_header=False,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="on",
         timeout_graceful_shutdown=5,

@@ -191,3 +191,8 @@ def test_a_damaged_rules_file_is_refused_with_the_place(tmp_path, text, fault):
     (tmp_path / "identity.toml").write_text(text)
     with pytest.raises(BadSettings, match=fault):
         identity_rules.load(settings.load(config_file=tmp_path / "caudal.toml"))
+
+
+def test_a_text_of_no_sensible_length_is_no_evidence(rules):
+    assert rules.evidence("external_id", "x" * 512) is not None
+    assert rules.evidence("external_id", "x" * 513) is None

@@ -1,0 +1,88 @@
+"""One HTTP connection of the edge and of the API, with limits for those who send: no head without end, and none that takes for ever.
+
+Uvicorn bounds how long a connection idles between requests, and nothing else: a sender that says nothing, or a byte now and then, would
+keep its connection, and a head may grow until memory is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+__all__ = ["HEAD_MAX_BYTES", "REQUEST_S", "Connection"]
+
+HEAD_MAX_BYTES = 64 * 1024
+"""Request line and headers; what came in one packet with it is not counted."""
+REQUEST_S = 30.0
+"""How long a request may take from its first byte to its last."""
+
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class _Closed(list[Any]):
+    """Headers that are complete: trailers, which may follow a body in pieces, are left out."""
+
+    def append(self, _: Any) -> None:
+        pass
+
+
+class Connection(HttpToolsProtocol):
+    """Uvicorn's protocol with limits."""
+
+    request_s = REQUEST_S
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """Begin to wait: for the first byte as long as for one after an answer."""
+        super().connection_made(transport)
+        self._since = 0.0
+        self._head_bytes = 0
+        self._in_head = False
+        self._watch = self.loop.call_later(self.request_s / 4, self._look)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._watch.cancel()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what arrived, unless it is a head that doesn't end."""
+        if self._since == 0.0:
+            self._begin()  # also with what is no request yet, such as empty lines
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_MAX_BYTES and not self.transport.is_closing():
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """A head begins, which may be in the packet that ended the request before."""
+        self._begin()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._in_head = False
+        super().on_headers_complete()
+        self.headers = _Closed(self.headers)
+
+    def on_message_complete(self) -> None:
+        """The request is there: from now on it is we who keep the sender waiting."""
+        self._since = 0.0
+        super().on_message_complete()
+
+    def _begin(self) -> None:
+        self._since = self.loop.time()
+        self._head_bytes = 0
+        self._in_head = True
+
+    def _look(self) -> None:
+        """Cut the connection when its request takes too long. Closing would wait until the other end has read what it was answered."""
+        if self._since and self.loop.time() - self._since > self.request_s:
+            self.transport.abort()
+        else:
+            self._watch = self.loop.call_later(self.request_s / 4, self._look)
