@@ -15,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool
 from caudal.errors import DatabaseUnavailable, Fatal
 from caudal.settings import PostgresSettings
 
-__all__ = ["REFUSED", "connect", "migrate", "pool", "translated"]
+__all__ = ["REFUSED", "connect", "let_go_after", "migrate", "pool", "translated"]
 
 REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 """What PostgreSQL says of values that it can't store; the last one of a text that is too long for an index. They don't pass with time."""
@@ -48,6 +48,14 @@ def connect(
             options="-c timezone=UTC -c jit=off" + (f" -c search_path={schema}" if schema else ""),
             **extra,
         )
+
+
+def let_go_after(connection: psycopg.Connection[Any], milliseconds: int) -> None:
+    """Let the server end the session when it is left in the middle of a transaction for so long.
+
+    A process that stands still, or a machine that is gone without a word, would keep its locks from whoever takes over its work.
+    """
+    connection.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, false)", (str(milliseconds),))
 
 
 def pool(settings: PostgresSettings, *, role: str) -> AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]:
@@ -108,6 +116,7 @@ def translated() -> Iterator[None]:
         yield
     except psycopg.errors.ProgramLimitExceeded:
         raise  # an OperationalError, but one that comes again
-    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
-        # OperationalError holds lost connections, admin shutdown, deadlocks, serialisation failures, disk full: all pass with time
+    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.IdleInTransactionSessionTimeout) as exc:
+        # OperationalError holds lost connections, admin shutdown, deadlocks, serialisation failures, disk full: all pass with time;
+        # what `let_go_after` ends with is an internal error to psycopg
         raise DatabaseUnavailable(f"PostgreSQL: {type(exc).__name__}", hint="the same work is tried again") from exc

@@ -448,6 +448,7 @@ class Translator:
     def _connection(self) -> Connection:
         if self._db is None:
             self._db = postgres.connect(self._settings.postgres, role="translate", schema=self._schema)
+            postgres.let_go_after(self._db, self._settings.worker.session_timeout_ms)
         return self._db
 
     def _drop_clients(self) -> None:

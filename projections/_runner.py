@@ -568,6 +568,8 @@ class Runner:
             conn = postgres.connect(self._settings.postgres, role="project", prepare_threshold=0)
             for setting in _SESSION:
                 conn.execute(sql.SQL("SET ") + sql.SQL(setting))
+            if self._publisher:
+                postgres.let_go_after(conn, self._settings.worker.session_timeout_ms)
             for statement in (*_sql.STAGES, *(ddl for fact in FACTS for ddl in _sql.stage_ddl(fact))):
                 conn.execute(statement)
             set_json_loads(orjson.loads, conn)

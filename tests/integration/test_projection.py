@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,8 +21,8 @@ from caudal.schemas.codec import Codec, Registry
 from logs import PARTITIONS, Record, apply, connect, records
 
 from caudal import kafka
-from caudal.errors import BrokerUnavailable, Fatal, LostPartition
-from caudal.settings import Settings
+from caudal.errors import BrokerUnavailable, DatabaseUnavailable, Fatal, LostPartition
+from caudal.settings import Settings, WorkerSettings
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 ANA = str(uuid.uuid5(uuid.NAMESPACE_OID, "ana"))
@@ -372,3 +375,32 @@ def test_a_runner_stops_at_a_schema_of_another_definition_that_took_the_name(
     with pytest.raises(Fatal, match="caudal replay"):
         live.apply(live.decode(log))
     assert conn.execute("SELECT count(*) FROM live.links").fetchone() == (0,)
+
+
+def test_a_worker_that_stands_still_in_a_batch_keeps_no_locks_beyond_its_session(
+    settings: Settings, codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(update={"worker": WorkerSettings(session_timeout_ms=1000)})
+    log = records(codec, [stated("shop:customer:1", ANA, name="Ana")])
+    stands, goes_on = threading.Event(), threading.Event()
+    still, other = Runner(settings, codec), Runner(settings, codec)
+    advance = still._advance
+
+    def stand_still(*arguments: Any) -> None:
+        stands.set()
+        assert goes_on.wait(120)
+        advance(*arguments)
+
+    monkeypatch.setattr(still, "_advance", stand_still)
+    with ThreadPoolExecutor(1) as pool, closing(still), closing(other):
+        for runner in (still, other):
+            runner.positions(range(PARTITIONS))
+        batch = pool.submit(apply, still, log)
+        try:
+            assert stands.wait(60)
+            apply(other, log)
+        finally:
+            goes_on.set()
+        assert isinstance(batch.exception(60), DatabaseUnavailable)
+    with connect(settings) as conn:
+        assert conn.execute("SELECT name FROM live.profiles").fetchall() == [("Ana",)]

@@ -1,0 +1,161 @@
+"""What must come of what was said, in plain Python: written from the documentation, knowing nothing of the code under test.
+
+The newest statement of a field wins within a subject; between subjects the subject whose newest statement is newer; deleted subjects
+tell nothing that is older than their deletion. Subjects that share an identifier are one person.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+
+PROFILE = ("name", "given_name", "family_name", "email", "phone", "city")
+ORDER = ("status", "total_minor", "fulfillment_status")
+TICKET = ("status", "priority", "title")
+NO_ORDER = {"cancelled", "voided", "deleted", "abandoned"}
+PAID = {"paid", "partially_paid", "partially_refunded", "refunded"}
+NOT_OPEN = {"solved", "closed", "deleted"}
+
+Thing = tuple[str, str]
+"""Source and id."""
+
+
+@dataclass
+class _Stated:
+    """Fields of one thing, each with when it was stated."""
+
+    at: datetime | None = None
+    subject: str = ""
+    fields: dict[str, tuple[datetime, Any]] = field(default_factory=dict)
+
+    def say(self, at: datetime, subject: str, fields: dict[str, Any]) -> None:
+        if self.at is None or at >= self.at:
+            self.at, self.subject = at, subject
+        for name, value in fields.items():
+            known = self.fields.get(name)
+            if known is None or at >= known[0]:
+                self.fields[name] = (at, value)
+
+    def get(self, name: str) -> Any:
+        return self.fields.get(name, (None, None))[1]
+
+
+@dataclass
+class Person:
+    """What is expected of one customer."""
+
+    subjects: frozenset[str]
+    sources: tuple[str, ...]
+    profile: dict[str, Any] | None
+    metrics: dict[str, Any]
+
+
+class Model:
+    """Told everything, in any order."""
+
+    def __init__(self) -> None:
+        self._profiles: dict[str, _Stated] = defaultdict(_Stated)
+        self._orders: dict[Thing, _Stated] = defaultdict(_Stated)
+        self._tickets: dict[Thing, _Stated] = defaultdict(_Stated)
+        self._refunds: dict[Thing, tuple[str, int, str]] = {}
+        self._consents: dict[tuple[str, str], tuple[datetime, str]] = {}
+        self._deleted: dict[str, datetime] = {}
+        self._root: dict[str, str] = {}
+        self.subjects: set[str] = set()
+
+    # ---- what is said
+
+    def link(self, subject: str, identifiers: Iterable[str] = ()) -> None:
+        self.subjects.add(subject)
+        for identifier in identifiers:
+            self._root[self._find(subject)] = self._find(identifier.removeprefix("subject "))
+
+    def profile(self, subject: str, at: datetime, identifiers: Iterable[str] = (), **fields: Any) -> None:
+        """A value of None empties the field."""
+        self.link(subject, identifiers)
+        self._profiles[subject].say(at, subject, fields)
+
+    def delete(self, subject: str, at: datetime, identifiers: Iterable[str] = ()) -> None:
+        self.link(subject, identifiers)
+        self._deleted[subject] = max(at, self._deleted.get(subject, at))
+
+    def order(
+        self, source: str, order_id: str, subject: str, at: datetime, identifiers: Iterable[str] = (), **fields: Any
+    ) -> None:
+        self.link(subject, identifiers)
+        self._orders[source, order_id].say(at, subject, fields)
+
+    def refund(self, source: str, refund_id: str, subject: str, amount_minor: int, currency: str) -> None:
+        self._refunds[source, refund_id] = (subject, amount_minor, currency)
+
+    def ticket(self, source: str, ticket_id: str, subject: str, at: datetime, **fields: Any) -> None:
+        self.link(subject)
+        self._tickets[source, ticket_id].say(at, subject, fields)
+
+    def consent(self, subject: str, purpose: str, at: datetime, state: str, identifiers: Iterable[str] = ()) -> None:
+        self.link(subject, identifiers)
+        known = self._consents.get((subject, purpose))
+        if known is None or at >= known[0]:
+            self._consents[subject, purpose] = (at, state)
+
+    # ---- what must come of it
+
+    def orders(self) -> dict[Thing, tuple[str, dict[str, Any]]]:
+        """Thing → the subject that it is said of, and its fields."""
+        return {key: (row.subject, {name: row.get(name) for name in ORDER}) for key, row in self._orders.items()}
+
+    def tickets(self) -> dict[Thing, tuple[str, dict[str, Any]]]:
+        return {key: (row.subject, {name: row.get(name) for name in TICKET}) for key, row in self._tickets.items()}
+
+    def refunds(self) -> dict[Thing, tuple[str, int, str]]:
+        return dict(self._refunds)
+
+    def consents(self) -> dict[tuple[str, str], str]:
+        return {key: state for key, (_, state) in self._consents.items()}
+
+    def people(self) -> list[Person]:
+        clusters: dict[str, set[str]] = defaultdict(set)
+        for subject in self.subjects:
+            clusters[self._find(subject)].add(subject)
+        return [self._person(frozenset(subjects)) for subjects in clusters.values()]
+
+    def _find(self, node: str) -> str:
+        path = []
+        while (above := self._root.get(node, node)) != node:
+            path.append(node)
+            node = above
+        for one in path:
+            self._root[one] = node
+        return node
+
+    def _tells(self, subject: str) -> bool:
+        deleted, stated = self._deleted.get(subject), self._profiles.get(subject)
+        return deleted is None or (stated is not None and stated.at is not None and stated.at > deleted)
+
+    def _person(self, subjects: frozenset[str]) -> Person:
+        telling = [subject for subject in subjects if self._tells(subject)]
+        stated = [row for subject in telling if (row := self._profiles.get(subject)) and row.at]
+        stated.sort(key=attrgetter("at"), reverse=True)
+        profile = {
+            name: next((value for one in stated if (value := one.get(name)) is not None), None) for name in PROFILE
+        }
+        sources = tuple(sorted({subject.partition(":")[0] for subject in telling}))
+        return Person(subjects, sources, profile if telling else None, self._metrics(subjects))
+
+    def _metrics(self, subjects: frozenset[str]) -> dict[str, Any]:
+        orders = [row for row in self._orders.values() if row.subject in subjects]
+        counted = [row for row in orders if row.get("status") not in NO_ORDER]
+        refunds = [(amount, currency) for subject, amount, currency in self._refunds.values() if subject in subjects]
+        tickets = [row for row in self._tickets.values() if row.subject in subjects]
+        spend = sum(row.get("total_minor") for row in counted if row.get("status") in PAID)
+        return {
+            "orders_count": len(counted),
+            "refunds_count": len(refunds),
+            "tickets_count": len(tickets),
+            "open_tickets_count": sum(row.get("status") not in NOT_OPEN for row in tickets),
+            "spend": spend - sum(amount for amount, _ in refunds),
+        }
