@@ -43,11 +43,11 @@ test: lint  ## lint, then every test
 test-fast: setup  ## the tests that need no server
 	@$(BIN)/python -m pytest tests/unit tests/connectors $(ARGS)
 
-test-fuzz: setup  ## the tests of bad input, with fifty times as many examples, ever new ones
-	@$(BIN)/python -m pytest tests/fuzz --hypothesis-profile long $(ARGS)
-
 test-faults: setup  ## 200 seeded runs under faults; ARGS="--seed 7" repeats one, "--seeds 20" takes fewer
 	@PYTHONPATH=tests/faults:tests/integration:tests/e2e $(BIN)/python -m driver $(ARGS)
+
+test-fuzz: setup  ## the tests of bad input, with fifty times as many examples, ever new ones
+	@$(BIN)/python -m pytest tests/fuzz --hypothesis-profile long $(ARGS)
 
 # the import contracts are read off the built wheel: the linter can't follow the editable install to the root folders
 lint: setup  ## ruff, mypy and the import contracts

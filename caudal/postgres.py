@@ -20,6 +20,9 @@ __all__ = ["REFUSED", "connect", "let_go_after", "migrate", "pool", "translated"
 REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 """What PostgreSQL says of values that it can't store; the last one of a text that is too long for an index. They don't pass with time."""
 
+_LET_GO = (psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.TransactionTimeout)
+"""What ends a transaction whose client stood still (see `let_go_after`). To psycopg these are internal errors."""
+
 
 def dsn(settings: PostgresSettings) -> str:
     """The connection string.
@@ -50,12 +53,20 @@ def connect(
         )
 
 
-def let_go_after(connection: psycopg.Connection[Any], milliseconds: int) -> None:
-    """Let the server end the session when it is left in the middle of a transaction for so long.
+LONGEST = 10
+"""A transaction that takes so many sessions is ended by the server; one that waits for its client, after one session."""
 
-    A process that stands still, or a machine that is gone without a word, would keep its locks from whoever takes over its work.
+
+def let_go_after(connection: psycopg.Connection[Any], session_ms: int) -> None:
+    """Let the server end a transaction whose client stands still.
+
+    A process that was stopped, or a machine that is gone without a word, would keep its locks from whoever takes over its work. In
+    pipeline mode the server doesn't know that it waits for its client, so there is a limit for the whole, too.
     """
-    connection.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, false)", (str(milliseconds),))
+    connection.execute(
+        "SELECT set_config('idle_in_transaction_session_timeout', %s, false), set_config('transaction_timeout', %s, false)",
+        (str(session_ms), str(session_ms * LONGEST)),
+    )
 
 
 def pool(settings: PostgresSettings, *, role: str) -> AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]:
@@ -116,7 +127,6 @@ def translated() -> Iterator[None]:
         yield
     except psycopg.errors.ProgramLimitExceeded:
         raise  # an OperationalError, but one that comes again
-    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.IdleInTransactionSessionTimeout) as exc:
-        # OperationalError holds lost connections, admin shutdown, deadlocks, serialisation failures, disk full: all pass with time;
-        # what `let_go_after` ends with is an internal error to psycopg
+    except (psycopg.OperationalError, psycopg.InterfaceError, *_LET_GO) as exc:
+        # OperationalError holds lost connections, admin shutdown, deadlocks, serialisation failures, disk full: all pass with time
         raise DatabaseUnavailable(f"PostgreSQL: {type(exc).__name__}", hint="the same work is tried again") from exc

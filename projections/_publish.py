@@ -58,7 +58,7 @@ class _Job:
     changes: Sequence[Change]
     rebuilt: bool = False
     outbox: list[int] = field(default_factory=list)
-    made: float = field(default_factory=time.monotonic)
+    made: float = 0.0
     failed: list[str] = field(default_factory=list)
     done: bool = False
     dropped: bool = False
@@ -96,8 +96,14 @@ class Publisher:
         self._seen = self._stood_still = 0.0
         self._thread: threading.Thread | None = None
 
-    def publish(self, changes: Sequence[Change], *, rebuilt: bool = False) -> None:
+    def publish(self, changes: Sequence[Change], *, made: float, rebuilt: bool = False) -> None:
         """Queue `changes`; returns before they are acknowledged, unless too many wait.
+
+        Args:
+            changes: in their order.
+            made: a moment (`time.monotonic`) before they got their versions. If the process stood still between that and the sending,
+                the partition may have a new owner who has published newer ones.
+            rebuilt: they come of a rebuild.
 
         Raises:
             BrokerUnavailable: nothing gets through.
@@ -109,7 +115,7 @@ class Publisher:
         with self._changed:
             if not self._changed.wait_for(lambda: sum(not job.done for job in self._jobs) < WAITING_MOST, 60):
                 raise BrokerUnavailable("Kafka takes no change messages")
-            self._jobs.append(_Job(changes, rebuilt, outbox))
+            self._jobs.append(_Job(changes, rebuilt, outbox, made))
             self._changed.notify_all()
 
     def confirmed(self, *, wait_s: float = 0.0) -> list[int]:

@@ -134,6 +134,8 @@ class Runner:
         )
         self._mine: set[int] = set()
         self._looked = 0.0
+        self._numbered = 0.0
+        """When the changes of the last batch began to get their versions; see `Publisher.publish`."""
         self._staged = 0
         self._forgettable: list[int] = []
         """Outbox ids whose messages are acknowledged; they go with the next commit."""
@@ -220,7 +222,7 @@ class Runner:
         for event, count in batch.counts.items():
             telemetry.PROJECTED.labels(event).inc(count)
         if changes and self._publisher:
-            self._publisher.publish(changes)
+            self._publisher.publish(changes, made=self._numbered)
 
     def recover(self, partitions: Sequence[int]) -> int:
         """Publish what the outbox still holds for these partitions, in order; returns the number of customers.
@@ -286,6 +288,7 @@ class Runner:
             if not self._feed:
                 cur.execute("SELECT customer_id::text FROM touched")
                 touched = {customer for (customer,) in cur.fetchall()}
+            self._numbered = time.monotonic()
             changes = self._refresh(conn, shrinking=moved or batch.gone or lost, last=partial(self._finish, cur, batch))
             self._check_advance(cur, batch)
             self._tidy_places(cur)
@@ -532,6 +535,7 @@ class Runner:
         for id_, of, topic, customers, payload, rebuilt in found:
             view = next(v for v in VIEWS if v.topic == topic)
             ours = [c for c in customers if output_partition(c, self._partitions) in partitions]
+            numbered = time.monotonic()
             with conn.cursor(binary=True) as cur:
                 cur.execute("SELECT nextval(pg_get_serial_sequence('hub.outbox', 'id'))")
                 version = (cur.fetchone() or (id_,))[0]
@@ -543,7 +547,7 @@ class Runner:
                     rows = cur.fetchall()
                     gone = sorted(set(ours) - {row[0] for row in rows})
             if rows or gone:
-                publisher.publish([Change(view, None, partial(list, rows), gone)], rebuilt=rebuilt)
+                publisher.publish([Change(view, None, partial(list, rows), gone)], made=numbered, rebuilt=rebuilt)
                 done += len(ours)
             rest = sorted(set(of) - set(partitions))
             confirmed = publisher.confirmed(wait_s=30.0)

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,8 +19,9 @@ from caudal.projections._copy import encode, encode_by_rows
 from caudal.schemas import Event, OrderStated, ProfileStated, SubjectDeleted, SubjectLinked
 from caudal.schemas.codec import Codec, Registry
 from logs import PARTITIONS, Record, apply, connect, records
+from replays import until
 
-from caudal import kafka
+from caudal import kafka, postgres
 from caudal.errors import BrokerUnavailable, DatabaseUnavailable, Fatal, LostPartition
 from caudal.settings import Settings, WorkerSettings
 
@@ -276,6 +277,27 @@ def test_a_worker_that_stood_still_publishes_nothing_old_and_then_what_the_outbo
     assert [(key, value and value["name"]) for key, value in found] == [(ANA, "Ana")]
 
 
+def test_a_worker_that_stood_still_between_commit_and_publishing_publishes_nothing_old(
+    settings: Settings, runners: Callable[..., Runner], codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zombie, owner = runners(), runners()
+    monkeypatch.setattr(zombie._publisher, "_patience_s", 0.05)
+    publish = zombie._publisher.publish
+
+    def publish_later(*arguments: Any, **options: Any) -> None:
+        assert owner.recover(range(PARTITIONS)) == 1  # it has taken over meanwhile
+        time.sleep(0.1)  # the zombie stands still
+        publish(*arguments, **options)
+
+    monkeypatch.setattr(zombie._publisher, "publish", publish_later)
+    apply(zombie, records(codec, [stated("crm:contact:1", ANA, 0, name="Ana")]))
+    with pytest.raises(BrokerUnavailable):
+        zombie.flush()
+    assert zombie._publisher._producer.flush(30) == 0
+    topic = kafka.topic(settings.kafka, kafka.PROFILES)
+    assert sum(kafka.end_offsets(settings.kafka, [topic])[topic].values()) == 1
+
+
 def test_changes_of_customers_on_other_partitions_are_left_to_their_owner(
     settings: Settings, runners: Callable[..., Runner], codec: Codec, conn: psycopg.Connection[Any]
 ) -> None:
@@ -377,19 +399,26 @@ def test_a_runner_stops_at_a_schema_of_another_definition_that_took_the_name(
     assert conn.execute("SELECT count(*) FROM live.links").fetchone() == (0,)
 
 
-def test_a_worker_that_stands_still_in_a_batch_keeps_no_locks_beyond_its_session(
+def test_a_worker_that_stands_still_in_a_batch_does_not_keep_its_locks(
     settings: Settings, codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(postgres, "LONGEST", 2)
     settings = settings.model_copy(update={"worker": WorkerSettings(session_timeout_ms=1000)})
     log = records(codec, [stated("shop:customer:1", ANA, name="Ana")])
     stands, goes_on = threading.Event(), threading.Event()
     still, other = Runner(settings, codec), Runner(settings, codec)
     advance = still._advance
 
-    def stand_still(*arguments: Any) -> None:
+    def stand_still(*arguments: Any) -> None:  # in the middle of a pipeline
         stands.set()
         assert goes_on.wait(120)
         advance(*arguments)
+
+    def applied() -> bool:
+        with suppress(DatabaseUnavailable):  # while it waits for the lock it may be ended, too
+            apply(other, log)
+            return True
+        return False
 
     monkeypatch.setattr(still, "_advance", stand_still)
     with ThreadPoolExecutor(1) as pool, closing(still), closing(other):
@@ -398,7 +427,7 @@ def test_a_worker_that_stands_still_in_a_batch_keeps_no_locks_beyond_its_session
         batch = pool.submit(apply, still, log)
         try:
             assert stands.wait(60)
-            apply(other, log)
+            until(applied, "batch of the other worker")
         finally:
             goes_on.set()
         assert isinstance(batch.exception(60), DatabaseUnavailable)
