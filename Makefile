@@ -57,7 +57,7 @@ lint: setup  ## ruff, mypy and the import contracts
 	@rm -rf build && $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/lint .
 	@cd build/lint && PYTHONPATH=. $(abspath $(BIN))/lint-imports --config ../../pyproject.toml --no-cache --no-logo
 
-bench: setup  ## measure: ARGS="drain --json", also edge, latency
+bench: setup  ## measure: ARGS="drain --json"; benchmarks/README.md lists them
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 # needs uv; --upgrade in ARGS takes newer versions

@@ -1,19 +1,16 @@
-"""Draws the charts of docs/performance.md from the results in `results/quoted`: `python -m benchmarks.charts`."""
+"""The charts of docs/performance.md, drawn from results (see `quote`)."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-__all__ = ["CHARTS", "FOLDER", "draw"]
+__all__ = ["draw"]
 
-QUOTED = Path(__file__).parent / "results" / "quoted"
-FOLDER = Path(__file__).parents[1] / "docs" / "charts"
 Figure = dict[str, Any]
+Figures = Sequence[Figure]
 _HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12" role="img">
 <title>{title}</title>
 <style>.bg{{fill:#fff}} text{{fill:#333}} .grid{{stroke:#ddd}} .range{{stroke:#333}} .a{{fill:#2a6f97;stroke:#2a6f97}}
@@ -46,7 +43,8 @@ def _lines(title: str, below: str, series: dict[str, list[tuple[float, Figure]]]
     """A line a series through the medians, with a stroke from min to max at each point."""
     left, right, top, bottom, width, height = 60, 600, 46, 250, 760, 290
     xs = sorted({x for points in series.values() for x, _ in points})
-    most = max(figure["max"] for points in series.values() for _, figure in points) * 1.05 or 1.0
+    step = _step(max(figure["max"] for points in series.values() for _, figure in points))
+    most = 4 * step
     place: Callable[[float], float] = math.log10 if logarithmic and xs[0] > 0 else float
     span = place(xs[-1]) - place(xs[0]) or 1.0
 
@@ -54,10 +52,10 @@ def _lines(title: str, below: str, series: dict[str, list[tuple[float, Figure]]]
         return left + (place(x) - place(xs[0])) / span * (right - left), bottom - value / most * (bottom - top)
 
     made = [_HEAD.format(width=width, height=height, title=escape(title))]
-    for tick in (0, most / 4, most / 2, most * 3 / 4, most):
+    for tick in (n * step for n in range(5)):
         y = at(xs[0], tick)[1]
         made.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        made.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:,.{0 if most > 20 else 1}f}</text>')
+        made.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:,g}</text>')
     made += [f'<text x="{at(x, 0)[0]:.1f}" y="{bottom + 18}" text-anchor="middle">{x:,g}</text>' for x in xs]
     made.append(f'<text x="{(left + right) / 2}" y="{bottom + 36}" text-anchor="middle">{escape(below)}</text>')
     for colour, (name, points) in zip("abc", series.items(), strict=False):
@@ -71,71 +69,74 @@ def _lines(title: str, below: str, series: dict[str, list[tuple[float, Figure]]]
     return "\n".join([*made, "</svg>\n"])
 
 
-def _of(benchmark: str) -> list[Figure]:
-    found: list[Figure] = json.loads((QUOTED / f"{benchmark}.json").read_text())["figures"]
-    return found
+def _step(most: float) -> float:
+    """The smallest round number of which four reach `most`."""
+    power = 10.0 ** math.floor(math.log10(most / 4 or 1))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if 4 * factor * power >= most)
 
 
-def _race() -> str:
+def _race(figures: Figures) -> str:
     rates = [
         (figure["name"][len("race_") : -len("_events_per_s")], figure)
-        for figure in _of("race")
+        for figure in figures
         if figure["name"].endswith("_events_per_s") and "published" not in figure["name"]
     ]
     rows = sorted(rates, key=lambda row: -row[1]["median"])
-    return _bars("Profile changes into one table, events/s", [(n, f, n.startswith("caudal")) for n, f in rows])
+    return _bars("Events into the table, a second", [(n, f, n.startswith("caudal")) for n, f in rows])
 
 
-def _growth(curve: str, title: str, below: str) -> Callable[[], str]:
-    def made() -> str:
+def _growth(curve: str, title: str, below: str, *, logarithmic: bool = True) -> Callable[[Figures], str]:
+    def made(figures: Figures) -> str:
         series: dict[str, list[tuple[float, Figure]]] = {}
-        for figure in _of("growth"):
+        for figure in figures:
             if figure["curve"] == curve and figure["unit"] == "µs":
                 series.setdefault(figure["name"].split("_")[-2], []).append((figure["x"], figure))
-        return _lines(title, below, series)
+        return _lines(title, below, series, logarithmic=logarithmic)
 
     return made
 
 
-def _latency(of: str, title: str) -> Callable[[], str]:
-    def made() -> str:
+def _latency(of: str, title: str) -> Callable[[Figures], str]:
+    def made(figures: Figures) -> str:
         series: dict[str, list[tuple[float, Figure]]] = {}
-        for figure in _of("rates"):
-            if figure["name"].startswith(f"{of}_latency_"):
-                series.setdefault(figure["name"].split("_")[-2], []).append((figure["rate"], figure))
+        for figure in figures:
+            for p in ("p50", "p99"):
+                if figure["name"] == f"{of}_latency_{p}_ms":
+                    series.setdefault(p, []).append((figure["rate"], figure))
         return _lines(title, "a second", series)
 
     return made
 
 
-def _memory() -> str:
-    rows = [
-        (f["name"].removeprefix("memory_").removesuffix("_mb"), f, False) for f in _of("rates") if f["unit"] == "MB"
-    ]
+def _memory(figures: Figures) -> str:
+    rows = [(f["name"].removeprefix("memory_").removesuffix("_mb"), f, False) for f in figures if f["unit"] == "MB"]
     return _bars("Peak memory of each process, MB", rows)
 
 
-CHARTS: dict[str, Callable[[], str]] = {
-    "race": _race,
-    "growth-log-length": _growth(
-        "log_length", "Processor time for an event, µs, by length of the log", "events in the log"
+_LENGTH = _growth(
+    "log_length", "Processor time for an event, µs, by length of the log", "events in the log", logarithmic=False
+)
+_CHARTS: dict[str, tuple[str, Callable[[Figures], str]]] = {
+    "race": ("race", _race),
+    "growth-log-length": ("growth", _LENGTH),
+    "growth-customers": (
+        "growth",
+        _growth("customers", "Processor time for an event, µs, by customers", "customers known"),
     ),
-    "growth-customers": _growth("customers", "Processor time for an event, µs, by customers", "customers known"),
-    "growth-conditions": _growth(
-        "conditions", "Processor time for a customer's memberships, µs", "conditions of segments"
+    "growth-conditions": (
+        "growth",
+        _growth("conditions", "PostgreSQL's time for a customer's memberships, µs", "conditions of segments"),
     ),
-    "latency-project": _latency("project", "Event on customer.changes to row visible, ms"),
-    "latency-end-to-end": _latency("end_to_end", "Delivery sent to row pushed, ms"),
-    "memory": _memory,
+    "latency-project": ("rates", _latency("project", "Event on customer.changes to row visible, ms")),
+    "latency-end-to-end": ("rates", _latency("end_to_end", "Delivery sent to row pushed, ms")),
+    "memory": ("rates", _memory),
 }
 
 
-def draw() -> dict[str, str]:
-    """Every chart by its file's name."""
-    return {f"{name}.svg": made() for name, made in CHARTS.items()}
-
-
-if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    for name, chart in draw().items():
-        (FOLDER / name).write_text(chart)
+def draw(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Every chart that the results have figures for, by its file's name."""
+    return {
+        f"{name}.svg": made(results[benchmark]["figures"])
+        for name, (benchmark, made) in _CHARTS.items()
+        if benchmark in results
+    }
