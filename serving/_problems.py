@@ -73,6 +73,8 @@ def _invalid(_request: Request, exc: Exception) -> Response:
 
 def _http(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
+    if exc.status_code == HTTPStatus.BAD_REQUEST:  # what FastAPI says of a body that is no text
+        return response(Problem(422, "invalid_parameters", "the body can't be read"))
     code = HTTPStatus(exc.status_code).phrase.lower().replace(" ", "_")
     details = {404: "there is no such path; /docs lists what there is", 405: "the path doesn't take this method"}
     detail = details.get(exc.status_code, str(exc.detail))
