@@ -209,6 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began, wrong = time.monotonic(), []
     with running() as driver:
         print(f"started in {time.monotonic() - began:.1f} s", flush=True)
+        if not driver.stack.disks:
+            print("no disk is filled: that takes root and the right to mount", flush=True)
         for seed in seeds:
             result = driver.run(seed)
             print(told(result), flush=True)

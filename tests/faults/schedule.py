@@ -34,6 +34,8 @@ _WEIGHTS = {
     "pause postgres": 2,
     "kill kafka": 2,
     "pause kafka": 1,
+    "fill postgres": 1,
+    "fill kafka": 1,
 }
 
 
@@ -70,7 +72,13 @@ def _fault(chance: random.Random, kind: str, part: float, deliveries: int) -> Fa
         "a session of postgres": "postgres",
         "": chance.choice(WORKERS),
     }.get(named, named)
-    lasting = {"pause": (0.2, 1.2), "slow": (0.5, 2.0), "hold": (0.3, 1.5), "expire": (1.3, 1.8)}.get(verb)
+    lasting = {
+        "pause": (0.2, 1.2),
+        "slow": (0.5, 2.0),
+        "hold": (0.3, 1.5),
+        "fill": (0.5, 2.0),
+        "expire": (1.3, 1.8),
+    }.get(verb)
     seconds = chance.uniform(*lasting) if lasting else 0.0
     if verb == "expire":
         seconds *= SESSION_MS / 1000
@@ -148,6 +156,8 @@ _ACTS: dict[str, Callable[[Stack, Fault], None]] = {
     "slow kafka": lambda stack, fault: _slow(stack, "kafka", fault.seconds, 0.05),
     "hold postgres": lambda stack, fault: _hold(stack, fault.target, fault.seconds),
     "hold kafka": lambda stack, fault: _hold(stack, "kafka", fault.seconds),
+    "fill postgres": lambda stack, fault: stack.fill("postgres", fault.seconds),
+    "fill kafka": lambda stack, fault: stack.fill("kafka", fault.seconds),
     "kill postgres": lambda stack, _: stack.kill_server("postgres"),
     "kill a session of postgres": lambda stack, _: stack.kill_backend(),
     "pause postgres": lambda stack, fault: stack.pause_server("postgres", fault.seconds),

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -29,6 +30,7 @@ from caudal import access, embedded, postgres, sources, standing
 from caudal import settings as caudal_settings
 from caudal._demo_data import SOURCES
 from caudal._embedded import _broker, _processes
+from caudal.errors import EmbeddedServerFailed
 from caudal.settings import Settings
 
 PARTITIONS = 4
@@ -42,6 +44,8 @@ _SHORT = {
     "group.initial.rebalance.delay.ms=0": "group.initial.rebalance.delay.ms=0\ngroup.min.session.timeout.ms=1000",
 }
 PATIENCE_S = 120.0
+DISK = 4 << 30
+"""Room of each server, bytes; no more memory is taken than is used."""
 
 
 class Stuck(AssertionError):
@@ -78,6 +82,8 @@ class Stack:
     # ---- beginning and end
 
     def start(self) -> None:
+        self._java = os.environ.get("JAVA_TOOL_OPTIONS")
+        os.environ["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1"  # it lives too short for its optimising compiler
         ports = [_processes.free_port() for _ in range(2)]
         self.kafka = Proxy(self._loop, ports[0])
         properties = _broker._PROPERTIES.replace(
@@ -93,6 +99,7 @@ class Stack:
             kafka={"partitions": PARTITIONS, "options": {"log_level": "0"}},  # that a broker is dead is no news here
             embedded={"kafka_port": ports[0], "postgres_port": ports[1], "kafka_heap_mb": 384},
         )
+        self.disks = all([_mount(self.home / name) for name in ("kafka", "postgres")])
         self.settings = embedded.ensure(self._configured)
         for name, connector in SOURCES.items():
             sources.add(self.settings, sources.Source(name=name, connector=connector, secrets=(name,)))
@@ -117,9 +124,15 @@ class Stack:
         self._nursery.close()
         embedded.down(self._configured)
         _broker._PROPERTIES = self._properties
+        del os.environ["JAVA_TOOL_OPTIONS"]
+        if self._java is not None:
+            os.environ["JAVA_TOOL_OPTIONS"] = self._java
         for proxy in (self.kafka, *self._proxies.values()):
             proxy.close()
         self._loop.close()
+        for name in ("kafka", "postgres"):
+            if (self.home / name).is_mount():
+                subprocess.run(["umount", self.home / name], check=True)
         shutil.rmtree(self.home, ignore_errors=True)
 
     # ---- Caudal's processes
@@ -188,8 +201,33 @@ class Stack:
 
     def kill_server(self, name: str) -> None:
         """Kill it, and start it again."""
-        self.server(name).kill()
-        embedded.ensure(self._configured)
+        with contextlib.suppress(StopIteration, psutil.NoSuchProcess):  # it is dead already
+            self.server(name).kill()
+        self.revive()
+
+    def revive(self) -> None:
+        """Start again what has died of the servers."""
+
+        def alive() -> bool:
+            with contextlib.suppress(EmbeddedServerFailed):  # there may be no room for it just now
+                embedded.ensure(self._configured)
+                return True
+            return False
+
+        until(alive, "server")
+
+    def fill(self, name: str, seconds: float) -> None:
+        """Leave a server no room on its disk, and then as much as before; where the machine has no such disk nothing happens."""
+        if not self.disks:
+            return
+        folder = self.home / name
+        _remount(folder, shutil.disk_usage(folder).used)
+
+        def make_room() -> None:
+            _remount(folder, DISK)
+            self.revive()
+
+        self.later(seconds, make_room)
 
     def kill_backend(self) -> None:
         """Kill one session of PostgreSQL, which then ends all the others and recovers."""
@@ -249,6 +287,19 @@ class Stack:
         finally:
             done.set()
             thread.join()
+
+
+def _mount(folder: Path) -> bool:
+    """Give the folder a file system in memory, whose size can be changed; whether the machine lets us."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=0755", "tmpfs", str(folder)]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return False
+
+
+def _remount(folder: Path, size: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
 
 
 def _resume(*processes: psutil.Process) -> None:
