@@ -99,6 +99,9 @@ def _options() -> dict[str, str]:
         "max_locks_per_transaction": "256",  # a rebuild touches many partitions of many tables at once
         "shared_buffers": f"{shared_buffers_mb}MB",
         "max_wal_size": "8GB",
+        # nobody replicates from it: a table that a transaction makes and fills, as a rebuild does, is written once, not to the log too
+        "wal_level": "minimal",
+        "max_wal_senders": "0",
         "checkpoint_timeout": "15min",
         "wal_compression": "off",  # the wheel's PostgreSQL has pglz only, which costs more than it saves
         "fsync": "on",

@@ -8,10 +8,10 @@ afterwards, and the build begins again.
 from __future__ import annotations
 
 import os
+import re
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -48,6 +48,19 @@ class Progress:
     stage: str
     done: int
     total: int
+
+
+LOADED = "facts"
+"""The step after which nothing is left of what was loaded: all facts are made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Statements that make a table, for the stage that it is shown under; `needs` names the steps whose tables it reads."""
+
+    statements: Sequence[str]
+    stage: str
+    needs: frozenset[str] = frozenset()
 
 
 class Build:
@@ -91,14 +104,8 @@ class Build:
         self._truncated = truncated
         self._processes = processes or os.cpu_count() or 2
         self._name = name
-        self._seconds: dict[str, float] = {}
         self._active: set[psycopg.Connection[Any]] = set()
         self._lock = threading.Lock()
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds that each stage of this run took."""
-        return dict(self._seconds)
 
     def run(self, progress: Callable[[Progress], None] = lambda _: None) -> dict[int, int]:
         """Build, or go on building; gives the offsets that the schema stands at.
@@ -115,11 +122,11 @@ class Build:
             if self._finished(conn):
                 return self._offsets(conn)
             self._prepare(conn)
-            done = self._done(conn)
-            if "facts" not in done:
-                self._timed("load", lambda: self._load(conn, progress))
-                self._timed("facts", lambda: self._facts(conn, progress))
-            self._timed("views", lambda: self._views(progress))
+            steps = self._views()
+            if LOADED not in self._done(conn):
+                self._load(conn, progress)
+                steps = self._facts(conn) | steps
+            self._run(steps, progress)
             self._finish(conn)
             return self._offsets(conn)
 
@@ -169,11 +176,6 @@ class Build:
             conn.execute(f"DROP TABLE {self._schema}.build_steps")
             describe(conn, self._schema)
 
-    def _timed(self, stage: str, work: Callable[[], None]) -> None:
-        began = time.perf_counter()
-        work()
-        self._seconds[stage] = time.perf_counter() - began
-
     # ---- stages
 
     def _load(self, conn: psycopg.Connection[Any], progress: Callable[[Progress], None]) -> None:
@@ -208,43 +210,58 @@ class Build:
             load(parts, self._codec, watch=watch)
         watch()
 
-    def _facts(self, conn: psycopg.Connection[Any], progress: Callable[[Progress], None]) -> None:
-        self._run({"links": _build_sql.links_steps(self._schema)}, "links", progress)
-        row = conn.execute(f"SELECT EXISTS (SELECT FROM {self._schema}.links WHERE erased_at IS NOT NULL)").fetchone()
-        erased = bool(row and row[0])
+    def _facts(self, conn: psycopg.Connection[Any]) -> dict[str, Step]:
+        """The steps that make links and facts of what was loaded, and in the end drop that."""
+        gone = f"SELECT EXISTS (SELECT FROM {self._schema}.load_gone WHERE erased_at IS NOT NULL)"
+        erased = conn.execute(gone).fetchone() == (True,)
         mixed = {
             fact
             for (fact,) in conn.execute(
                 f"SELECT fact FROM {self._schema}.stated_sets GROUP BY fact, source HAVING count(*) > 1"
             ).fetchall()
         }
+        needs = frozenset({"links"} if erased else ())
         steps = {
-            fact.name: _build_sql.fact_steps(self._schema, fact, erased=erased, mixed=fact.name in mixed)
+            fact.name: Step(
+                _build_sql.fact_steps(self._schema, fact, erased=erased, mixed=fact.name in mixed), "facts", needs
+            )
             for fact in sorted(FACTS, key=lambda fact: -len(fact.columns))  # the widest first: they take longest
         }
-        self._run(steps, "facts", progress)
-        loaded = [f"{self._schema}.{name}" for name in ("load_subjects", "load_gone", "load_offsets")]
-        self._run({"facts": [f"DROP TABLE {', '.join(loaded)}"]}, "facts", progress)
+        steps = {"links": Step(_build_sql.links_steps(self._schema), "facts")} | steps
+        loaded = ", ".join(f"{self._schema}.{name}" for name in ("load_subjects", "load_gone", "load_offsets"))
+        return steps | {LOADED: Step([f"DROP TABLE {loaded}"], "facts", frozenset(steps))}
 
-    def _views(self, progress: Callable[[Progress], None]) -> None:
-        of_facts = [view for view in VIEWS if not {v.name for v in VIEWS} & set(view.reads)]
-        for views in (of_facts, [view for view in VIEWS if view not in of_facts]):
-            steps = {view.name: _build_sql.view_steps(self._schema, view, self._priority) for view in views}
-            self._run(steps, "views", progress)
+    def _views(self) -> dict[str, Step]:
+        return {
+            view.name: Step(
+                _build_sql.view_steps(self._schema, view, self._priority),
+                "views",
+                frozenset({"links", *re.findall(r"\{schema\}\.(\w+)", view.select)}),
+            )
+            for view in VIEWS
+        }
 
     # ---- statements
 
-    def _run(self, steps: Mapping[str, Sequence[str]], stage: str, progress: Callable[[Progress], None]) -> None:
-        """Run steps that are not yet done, some side by side."""
+    def _run(self, steps: Mapping[str, Step], progress: Callable[[Progress], None]) -> None:
+        """Run the steps, some side by side, each as soon as those that it needs are done."""
         pool = ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="build")
-        futures = {pool.submit(self._step, step, statements) for step, statements in steps.items()}
-        waiting = set(futures)
+        left = dict(steps)
+        running: dict[Future[None], str] = {}
         try:
-            while waiting:
-                done, waiting = wait(waiting, 0.2)
+            while left or running:
+                unmade = left.keys() | set(running.values())
+                ready = [name for name, step in left.items() if not step.needs & unmade]
+                for name in ready[: SIDE_BY_SIDE - len(running)]:
+                    running[pool.submit(self._step, name, left.pop(name).statements)] = name
+                done, _ = wait(running, 0.2, FIRST_COMPLETED)
                 for future in done:
                     future.result()
-                progress(Progress(stage, len(futures) - len(waiting), len(futures)))
+                    del running[future]
+                unmade = left.keys() | set(running.values())
+                stage = next((step.stage for name, step in steps.items() if name in unmade), "views")
+                of_stage = [name for name, step in steps.items() if step.stage == stage]
+                progress(Progress(stage, len([name for name in of_stage if name not in unmade]), len(of_stage)))
         except BaseException:
             with self._lock:
                 for conn in self._active:

@@ -6,7 +6,7 @@ is what `_sql.tables` declares (a test compares the catalogues).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from caudal.projections import _sql
 from caudal.projections._fact import Fact
@@ -112,7 +112,7 @@ def fact_steps(schema: str, fact: Fact, *, erased: bool, mixed: bool) -> list[st
         f"ANALYZE {load} ({key})",
         *made,
         *_sql.fact_indexes(schema, fact),
-        _analyze(schema, fact.name, fact.all_columns),
+        _analyze(schema, fact.name, {**dict.fromkeys(fact.all_columns, ""), **{c.name: c.type for c in fact.columns}}),
         f"DROP TABLE {load}",
     ]
 
@@ -134,12 +134,14 @@ def view_steps(schema: str, view: View, priority: str, *, facts: str | None = No
     ]
 
 
-def _analyze(schema: str, table: str, columns: Iterable[str]) -> str:
+def _analyze(schema: str, table: str, columns: Mapping[str, str]) -> str:
     """Statistics for the views that read the table, from the small sample that a build's sessions take.
 
-    The columns are named because autovacuum then still sees a table that was not analysed, and takes the usual sample later.
+    The columns are named because autovacuum then still sees a table that was not analysed, and takes the usual sample later. Elements
+    of arrays are left to it too: they took longer than all the rest, and no plan of a view depends on them.
     """
-    return f"ANALYZE {schema}.{table} ({', '.join(columns)})"
+    named = [column for column, type_ in columns.items() if not type_.endswith("[]")]
+    return f"ANALYZE {schema}.{table} ({', '.join(named)})"
 
 
 def _typed(type_: str) -> str:
