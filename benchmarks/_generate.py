@@ -77,11 +77,13 @@ def _profile(rnd: random.Random, number: int, header: dict[str, object], *, attr
     )  # fmt: skip
 
 
-def events(count: int, customers: int, *, seed: int = 7, skew: float = 0.0) -> Iterator[Event]:
-    """A mixed log: 40 % profiles, 50 % orders with 1 to 3 lines, 10 % tickets. `skew` is the exponent of Zipf's law; 0 is uniform."""
+def events(count: int, customers: int, *, seed: int = 7, skew: float = 0.0, begin: int = 0) -> Iterator[Event]:
+    """A mixed log: 40 % profiles, 50 % orders with 1 to 3 lines, 10 % tickets. `skew` is the exponent of Zipf's law; 0 is uniform.
+    `begin` is the number of the first event, where the log is another's continuation.
+    """
     rnd = random.Random(seed)
     people = _People(rnd, customers, skew)
-    for position in range(count):
+    for position in range(begin, begin + count):
         number = people.draw()
         header = people.header(number, position)
         kind = rnd.random()

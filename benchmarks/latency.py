@@ -29,7 +29,7 @@ from benchmarks._stage import Stage, add_source, address, stage, wait_until
 from benchmarks.drain import fill
 from caudal import access, kafka
 
-__all__ = ["Behind", "Delivering", "Projecting", "measure", "percentile"]
+__all__ = ["Behind", "Delivering", "Projecting", "measure", "percentile", "statement", "stored", "visible_ms"]
 
 CUSTOMERS = 10_000
 EVENT_RATES = (500, 250, 100)
@@ -58,7 +58,7 @@ class Projecting:
         self._stage = stage
         stage.start("worker", CAUDAL_WORKER__WEB_PORT="0")
         self._count = fill(stage, _generate.profile_events(CUSTOMERS, CUSTOMERS))
-        wait_until(lambda: _stored(stage) >= self._count, timeout_s=120, what="projection of the customers")
+        wait_until(lambda: stored(stage) >= self._count, timeout_s=120, what="projection of the customers")
         self._known = [row[0] for row in stage.conn.execute("SELECT subject FROM live.links").fetchall()]
         random.Random(7).shuffle(self._known)
         self._codec = Codec(Registry(stage.settings))
@@ -76,30 +76,41 @@ class Projecting:
         for number in range(count):
             subject = self._known[number % len(self._known)]
             _sleep_until(started + number / rate)
-            now = datetime.now(UTC)
-            event = ProfileStated(
-                event_id=f"{name}-{number}", source="shop-br", subject=subject, occurred_at=now, captured_at=now, link_seq=1,
-                customer_id=_generate.customer_id(int(subject.rpartition(":")[2])), name=f"Nova {name} {number}", city="Olinda",
-            )  # fmt: skip
+            event = statement(name, number, subject)
             self._producer.produce(self._topic, key=event.customer_id.encode(), value=self._codec.encode_event(event))
             self._producer.poll(0)
         self._producer.flush(30)
         self._count += count
-        wait_until(lambda: _stored(self._stage) >= self._count, timeout_s=120, what="projection of the last event")
+        wait_until(lambda: stored(self._stage) >= self._count, timeout_s=120, what="projection of the last event")
         if time.perf_counter() - started > count / rate + BEHIND_S:
             raise Behind
-        rows = self._stage.conn.execute(
-            """SELECT extract(epoch FROM pg_xact_commit_timestamp(p.xmin) - s.captured_at)::float8 * 1000
-               FROM live.profile_statements_parts s JOIN live.links l USING (subject) JOIN live.profiles p USING (customer_id)
-               WHERE split_part(s.event_id, '-', 1) = %s AND split_part(s.event_id, '-', 2)::int >= %s""",
-            (name, warm),
-        ).fetchall()
-        if len(rows) != count - warm:
-            raise AssertionError(f"{len(rows)} rows of {count - warm} events")
-        return [row[0] for row in rows]
+        found = visible_ms(self._stage, name, warm)
+        if len(found) != count - warm:
+            raise AssertionError(f"{len(found)} rows of {count - warm} events")
+        return found
 
 
-def _stored(stage: Stage) -> int:
+def statement(name: str, number: int, subject: str) -> ProfileStated:
+    """What is said just now about a generated customer, who was told of otherwise before."""
+    now = datetime.now(UTC)
+    return ProfileStated(
+        event_id=f"{name}-{number}", source="shop-br", subject=subject, occurred_at=now, captured_at=now, link_seq=1,
+        customer_id=_generate.customer_id(int(subject.rpartition(":")[2])), name=f"Nova {name} {number}", city="Olinda",
+    )  # fmt: skip
+
+
+def visible_ms(stage: Stage, name: str, first: int) -> list[float]:
+    """Milliseconds from the making of statements of this name to the commit of the profile's row, from number `first` on."""
+    rows = stage.conn.execute(
+        """SELECT extract(epoch FROM pg_xact_commit_timestamp(p.xmin) - s.captured_at)::float8 * 1000
+           FROM live.profile_statements_parts s JOIN live.links l USING (subject) JOIN live.profiles p USING (customer_id)
+           WHERE split_part(s.event_id, '-', 1) = %s AND split_part(s.event_id, '-', 2)::int >= %s""",
+        (name, first),
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def stored(stage: Stage) -> int:
     row = stage.conn.execute("SELECT coalesce(sum(next_offset), 0)::bigint FROM live.offsets").fetchone()
     return int(row[0]) if row else 0
 

@@ -1,88 +1,157 @@
 """Full rebuild of facts and views from customer.changes: load, facts with their indexes, views, catch-up and comparison.
 
-The clock starts with the replay and ends when everything is compared and only the swap is left. Beside it, on the same log:
-PostgreSQL's COPY of the same rows alone, the live path that made the views which the rebuild is compared with, and single customers
-rebuilt.
+The clock starts with the replay, a process of its own, and ends when everything is compared and only the swap is left. Beside it, on the
+same log: PostgreSQL's COPY of the same rows alone, reading and decoding alone, the live path, single customers rebuilt, and how long an
+event takes to become visible while another rebuild runs.
 """
 
 from __future__ import annotations
 
-import threading
+import os
+import random
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from typing import Any
 
-import psutil
-from caudal.projections.replay import open_replay
+from caudal.projections import LIVE
+from caudal.projections._batch import decoded, encoded
+from caudal.projections._schema import FACTS
+from caudal.projections.replay import Build, Replay
 from caudal.schemas.codec import Codec, Registry
 
 from benchmarks import _generate
-from benchmarks._machine import figure
-from benchmarks._stage import Stage, stage
-from benchmarks.drain import drained
-from benchmarks.latency import percentile
+from benchmarks._machine import repeated
+from benchmarks._processes import Watched, servers
+from benchmarks._stage import Stage, batches, stage, wait_until
+from benchmarks.drain import drained, fill
+from benchmarks.latency import percentile, statement, stored, visible_ms
 from benchmarks.one_customer import EACH, times
-from caudal import postgres
+from caudal import kafka, postgres
+from caudal.settings import Settings
+from caudal.telemetry import configure_logging
 
 __all__ = ["measure"]
 
 EVENTS = 50_000
 """So few that three runs end within minutes on a slow machine; `--scale 100` is a log worth the name."""
+BY_LIVE_PATH = 250_000
+"""The live views are made by the live path, and the rebuild proves them. It would take a longer log too long: beyond so many events
+they are made by a first rebuild.
+"""
 COPIED = ("profile_statements", "orders", "tickets", "links")
+COPIED_ROWS = 100_000
+"""At most, of each table."""
+DECODED = 200_000
+CHUNK = 50_000
+RATE = 200
+"""Events a second that come during a rebuild."""
+WARM_UP = 2 * RATE
 
 
 def measure(*, runs: int, scale: float) -> list[dict[str, Any]]:
-    """`rebuild_events_per_s` and its stages, COPY alone, the live path's rate, `rebuild_one_customer_ms` (median), peak memory."""
-    events = int(EVENTS * scale)
-    found: dict[str, list[float]] = {}
-    for run in range(runs):
-        with stage() as one:
-            found.setdefault("rebuild_live_path_events_per_s", []).append(
-                drained(one, _generate.events(events, events // EACH, seed=run))
-            )
-            for name, value in _rebuilt(one, events).items():
-                found.setdefault(name, []).append(value)
-            found.setdefault("rebuild_one_customer_ms", []).append(percentile(times(one), 50))
-    return [figure(name, _UNITS.get(name, "events/s"), values) for name, values in found.items()]
+    """`rebuild_events_per_s`, its stages, what they cost and hold; COPY and decoding alone; the live path's rate, also during a rebuild;
+    `rebuild_one_customer_ms` (median).
+    """
+    return repeated(runs, lambda run: _once(int(EVENTS * scale), seed=run))
 
 
-_UNITS = {
-    "rebuild_copy_alone_rows_per_s": "rows/s",
-    "rebuild_one_customer_ms": "ms",
-    "rebuild_peak_memory_mb": "MB",
-    "rebuild_swap_ms": "ms",
-}
+def _once(events: int, *, seed: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    customers = events // EACH
+    by_live_path = min(events, BY_LIVE_PATH)
+    with stage() as one:
+        found["rebuild_live_path_events_per_s"] = drained(one, _generate.events(by_live_path, customers, seed=seed))
+        if by_live_path < events:
+            _lengthen(one.settings, by_live_path, events, customers)
+            with _process() as pool:
+                pool.submit(_build_live, one.settings).result()
+        one.conn.execute("CHECKPOINT")
+        found |= _rebuilt(one, events)
+        found["rebuild_copy_alone_rows_per_s"] = _copy_alone(one)
+        found["rebuild_decode_alone_events_per_s"] = _decode_alone(one, min(events, DECODED))
+        found["rebuild_one_customer_ms"] = percentile(times(one), 50)
+        found |= _beside(one)
+    return found
 
 
-def _rebuilt(one: Stage, events: int) -> dict[str, float]:
-    registry = Registry(one.settings)
-    memory = _Memory()
+@contextmanager
+def _process(workers: int = 1) -> Iterator[ProcessPoolExecutor]:
+    """Processes that hold nothing of this one's, to do something there and then."""
+    with ProcessPoolExecutor(workers, get_context("spawn"), configure_logging, ("warning",)) as pool:
+        yield pool
+
+
+def _lengthen(settings: Settings, begin: int, end: int, customers: int) -> None:
+    """Go on with the log, in as many processes as there are processors."""
+    workers = os.cpu_count() or 1
+    share = -(-(end - begin) // workers)
+    with _process(workers) as pool:
+        parts = [
+            pool.submit(_produce, settings, first, min(share, end - first), customers)
+            for first in range(begin, end, share)
+        ]
+        for part in parts:
+            part.result()
+
+
+def _produce(settings: Settings, begin: int, count: int, customers: int) -> None:
+    one = Stage(settings, settings.home)
+    fill(one, _generate.events(count, customers, seed=begin, begin=begin))
+    one.conn.close()
+
+
+def _build_live(settings: Settings) -> None:
+    """The live views, by a build."""
+    registry = Registry(settings)
+    Build(settings, Codec(registry), schema=LIVE).run()
+    registry.close()
+
+
+def _replay(settings: Settings, *, swap: bool) -> dict[str, Any]:
+    """Rebuild, and swap in what was built; seconds of both, and by stage."""
+    registry = Registry(settings)
     try:
-        with open_replay(one.settings, Codec(registry), priorities={}) as replay, memory:
+        with Replay.opened(settings, Codec(registry), priorities={}) as replay:
             began = time.perf_counter()
             built = replay.full()
             compared = time.perf_counter()
-            if built.diff is None or built.diff["differences"]:
+            if built.diff is None or (swap and built.diff["differences"]):
                 raise AssertionError(f"the rebuild differs from the live views: {built.diff}")
-            replay.swap(built.id)
+            if swap:
+                replay.swap(built.id)
             swapped = time.perf_counter()
     finally:
         registry.close()
-    seconds: dict[str, float] = built.progress["seconds"]
+    return {"seconds": compared - began, "swap_s": swapped - compared, "stages": built.progress["seconds"]}
+
+
+def _rebuilt(one: Stage, events: int) -> dict[str, float]:
+    with _process() as pool:
+        of = servers()
+        pids = {"replay": pool.submit(os.getpid).result(), "postgres": of["postgres"], "kafka": of["kafka"]}
+        with Watched(pids) as watched:
+            told = pool.submit(_replay, one.settings, swap=True).result()
     return {
-        "rebuild_events_per_s": events / (compared - began),
-        **{f"rebuild_{name}_events_per_s": events / took for name, took in seconds.items() if took > 0.01},
-        "rebuild_copy_alone_rows_per_s": _copy_alone(one),
-        "rebuild_swap_ms": (swapped - compared) * 1000,
-        "rebuild_peak_memory_mb": memory.peak / 2**20,
+        "rebuild_events_per_s": events / told["seconds"],
+        **{f"rebuild_{name}_events_per_s": events / took for name, took in told["stages"].items() if took > 0.01},
+        "rebuild_other_ms": 1000 * (told["seconds"] - sum(told["stages"].values())),
+        "rebuild_swap_ms": 1000 * told["swap_s"],
+        "rebuild_peak_memory_mb": watched.peak_mb["replay"],
+        **{f"rebuild_{name}_processor_us": 1e6 * used / events for name, used in watched.processor_s.items()},
     }
 
 
 def _copy_alone(one: Stage) -> float:
-    """Rows per second of COPY into unlogged tables without keys: the rows of the facts, read from a file on the server's disk."""
+    """Rows per second of COPY into unlogged tables without keys, of rows of the facts that this process holds ready."""
     rows, seconds = 0, 0.0
     with postgres.connect(one.settings.postgres, role="benchmark") as conn:
         for table in COPIED:
-            with conn.cursor().copy(f"COPY live.{table} TO STDOUT (FORMAT BINARY)") as out:
+            with conn.cursor().copy(
+                f"COPY (SELECT * FROM live.{table} LIMIT {COPIED_ROWS}) TO STDOUT (FORMAT BINARY)"
+            ) as out:
                 data = [bytes(block) for block in out]
             conn.execute(f"CREATE UNLOGGED TABLE public.copied AS SELECT * FROM live.{table} LIMIT 0")
             began = time.perf_counter()
@@ -96,29 +165,55 @@ def _copy_alone(one: Stage) -> float:
     return rows / seconds
 
 
-class _Memory:
-    """The most memory that this process and its children held together while it was watched."""
+def _decode_alone(one: Stage, events: int) -> float:
+    """Events per second of reading, decoding and encoding for COPY, in one thread and without PostgreSQL."""
+    registry = Registry(one.settings)
+    codec = Codec(registry)
+    began = time.perf_counter()
+    for messages in batches(one, kafka.topic(one.settings.kafka, kafka.CHANGES), events, size=CHUNK):
+        _, tables = decoded(codec, messages)
+        for fact in FACTS:
+            for rows in tables.rows.get(fact.name, ()):
+                encoded(fact, rows)
+    took = time.perf_counter() - began
+    registry.close()
+    return events / took
 
-    peak = 0.0
 
-    def __enter__(self) -> _Memory:
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
+def _beside(one: Stage) -> dict[str, float]:
+    """How long events take to become visible that come at a steady rate while a rebuild runs."""
+    one.start("worker", CAUDAL_WORKER__WEB_PORT="0")
+    known = [
+        row[0] for row in one.conn.execute("SELECT subject FROM live.profile_statements WHERE stated >= 0").fetchall()
+    ]
+    random.Random(7).shuffle(known)
+    registry = Registry(one.settings)
+    before = stored(one)
+    with _process() as pool:
+        fill(one, [statement("first", 0, known.pop())])
+        wait_until(lambda: stored(one) > before, timeout_s=120, what="projection of the first event")
+        pool.submit(os.getpid).result()  # it is up
+        sent = _sent(one, Codec(registry), known, pool.submit(_replay, one.settings, swap=False))
+    wait_until(lambda: stored(one) > before + sent, timeout_s=120, what="projection of the last event")
+    one.stop()
+    registry.close()
+    found = visible_ms(one, "beside", WARM_UP)
+    return {f"rebuild_beside_latency_p{p}_ms": percentile(found, p) for p in (50, 99)}
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
 
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._done.wait(0.1):
-            held = 0
-            for process in (me, *me.children(recursive=True)):
-                try:
-                    if process is me or "multiprocessing" in " ".join(process.cmdline()):
-                        held += process.memory_info().rss
-                except psutil.Error:
-                    continue
-            self.peak = max(self.peak, held)
+def _sent(one: Stage, codec: Codec, subjects: list[str], rebuild: Future[Any]) -> int:
+    """Produce events, each about another of the subjects, until the rebuild ends; how many."""
+    producer = kafka.producer(one.settings.kafka)
+    topic = kafka.topic(one.settings.kafka, kafka.CHANGES)
+    began, sent = time.perf_counter(), 0
+    for number, subject in enumerate(subjects):
+        if rebuild.done():
+            break
+        time.sleep(max(began + number / RATE - time.perf_counter(), 0))
+        event = statement("beside", number, subject)
+        producer.produce(topic, key=event.customer_id.encode(), value=codec.encode_event(event))
+        producer.poll(0)
+        sent += 1
+    producer.flush(30)
+    rebuild.result()
+    return sent

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -22,30 +22,17 @@ from caudal.dead_letters import DeadLetters
 from caudal.errors import BrokerUnavailable, DatabaseUnavailable, LogTruncated, ReplayRefused
 from caudal.processors import _generation
 from caudal.processors.retranslate import Place, Retranslation, freeze, thaw
-from caudal.projections.replay import Beside, Followed, Progress, Record, Replay, await_live, drop, held, offsets, still
+from caudal.projections.replay import Beside, Followed, Progress, Record, Replay, await_live, drop, offsets, still
 from caudal.schemas.codec import Codec
 from caudal.settings import Settings
 
-__all__ = ["Replaying", "open_replay"]
+__all__ = ["Replaying"]
 
 NEAR_CAPTURES = 200
 """So few captures are translated in a moment: the live step may wait for them."""
 ROUNDS = 20
 LOCK_WAIT_S = 30.0
 EXAMPLES = 20
-
-
-@contextmanager
-def open_replay(
-    settings: Settings, codec: Codec, *, priorities: Mapping[str, int], tell: Callable[[Record], None] = lambda _: None
-) -> Iterator[Replaying]:
-    """The right to replay, for as long as the context lasts (see `caudal.projections.replay.open_replay`).
-
-    Raises:
-        ReplayRunning: another process has it.
-    """
-    with held(settings) as conn, closing(Replaying(settings, codec, conn, priorities, tell)) as replay:
-        yield replay
 
 
 class Replaying(Replay):

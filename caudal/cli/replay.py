@@ -242,7 +242,7 @@ def _opened(as_json: bool) -> Iterator[Replaying]:
     try:
         with (
             progress(as_json) as tell,
-            replaying.open_replay(settings, Codec(registry), priorities=priorities, tell=tell) as work,
+            replaying.Replaying.opened(settings, Codec(registry), priorities=priorities, tell=tell) as work,
         ):
             yield work
     finally:

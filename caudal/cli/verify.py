@@ -104,7 +104,7 @@ def as_of(at: str, into: str, *, replace: bool, as_json: bool) -> None:
     with (
         _codec() as (settings, codec, priorities),
         progress(as_json) as tell,
-        replays.open_proof(settings, codec, priorities=priorities, tell=tell) as proof,
+        replays.Proof.opened(settings, codec, priorities=priorities, tell=tell) as proof,
     ):
         record = proof.as_of(when, schema, replace=replace)
     if as_json:
@@ -122,7 +122,7 @@ def _whole(as_json: bool) -> Any:
     with (
         _codec() as (settings, codec, priorities),
         progress(as_json) as tell,
-        replays.open_proof(settings, codec, priorities=priorities, tell=tell) as proof,
+        replays.Proof.opened(settings, codec, priorities=priorities, tell=tell) as proof,
     ):
         return proof.verify()
 

@@ -3,9 +3,9 @@
 from caudal.projections.replay._beside import Beside, await_live, offsets, still
 from caudal.projections.replay._build import Build, Progress
 from caudal.projections.replay._follow import Followed
-from caudal.projections.replay._proof import Proof, moment, open_proof, schema_name
+from caudal.projections.replay._proof import Proof, moment, schema_name
 from caudal.projections.replay._records import Record, held, latest, one, records
-from caudal.projections.replay._replay import Replay, cancel, drop, open_replay
+from caudal.projections.replay._replay import Replay, cancel, drop
 
 __all__ = [
     "Beside",
@@ -23,8 +23,6 @@ __all__ = [
     "moment",
     "offsets",
     "one",
-    "open_proof",
-    "open_replay",
     "records",
     "schema_name",
     "still",

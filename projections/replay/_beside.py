@@ -59,15 +59,20 @@ def still(conn: psycopg.Connection[Any]) -> Iterator[None]:
     """
     deadline = time.monotonic() + WAIT_S
     conn.execute("SET lock_timeout = '1s'")  # whoever waits makes all later batches wait too
-    while True:
-        try:
-            conn.execute("SELECT pg_advisory_lock(%s)", (SWAP_LOCK,))
-            break
-        except LockNotAvailable:
-            if time.monotonic() > deadline:
-                raise DatabaseUnavailable("the live projection doesn't finish its batch", hint="try again") from None
-            time.sleep(0.1)
-    conn.execute("RESET lock_timeout")
+    try:
+        while True:
+            try:
+                conn.execute("SELECT pg_advisory_lock(%s)", (SWAP_LOCK,))
+                break
+            except LockNotAvailable:
+                if time.monotonic() > deadline:
+                    raise DatabaseUnavailable(
+                        "the live projection doesn't finish its batch", hint="try again"
+                    ) from None
+                time.sleep(0.1)
+    finally:
+        if not conn.closed:
+            conn.execute("RESET lock_timeout")
     try:
         yield
     finally:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -13,30 +12,18 @@ import psycopg
 from caudal.projections._prove import compared, difference
 from caudal.projections._schema import LIVE, ensure_live
 from caudal.projections._verify import TOLD, Findings
-from caudal.projections.replay import _log
 from caudal.projections.replay._beside import existing, offsets, still
-from caudal.projections.replay._build import Build, Progress
-from caudal.projections.replay._records import BUILDER, Job, Record, held
+from caudal.projections.replay._build import Progress
+from caudal.projections.replay._records import BUILDER, Job, Record
 from caudal.projections.replay._replay import Replay
-from caudal.schemas.codec import Codec
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from caudal import postgres
 from caudal.errors import BadSettings, ReplayRefused
-from caudal.settings import Settings
 from caudal.telemetry import Log, logger
 
-__all__ = ["Proof", "moment", "open_proof", "schema_name"]
-
-
-@contextmanager
-def open_proof(
-    settings: Settings, codec: Codec, *, priorities: Mapping[str, int], tell: Callable[[Record], None] = lambda _: None
-) -> Iterator[Proof]:
-    """The right to rebuild for a proof, for as long as the context lasts; as `open_replay`."""
-    with held(settings) as conn:
-        yield Proof(settings, codec, conn, priorities, tell)
+__all__ = ["Proof", "moment", "schema_name"]
 
 
 def moment(text: str) -> datetime:
@@ -59,6 +46,10 @@ def moment(text: str) -> datetime:
     return at.astimezone(UTC)
 
 
+_TAKEN = ("pg_", "build_", "old_", "undone_", "verify_", "identity_")
+"""Prefixes of schemas that something else makes and drops."""
+
+
 def schema_name(text: str) -> str:
     """A name that a schema for a point in time may have.
 
@@ -67,7 +58,7 @@ def schema_name(text: str) -> str:
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", text):
         raise BadSettings(f"{text!r} is no schema name: a-z, 0-9 and _, beginning with a letter")
-    if text in {LIVE, "hub", "public", "information_schema"} or text.startswith(("pg_", "build_", "old_", "undone_")):
+    if text in {LIVE, "hub", "public", "information_schema"} or text.startswith(_TAKEN):
         raise BadSettings(f"the schema name {text} is taken")
     return text
 
@@ -159,18 +150,7 @@ class Proof(Replay):
     ) -> None:
         logger().info(Log.REPLAY_STARTED, replay=job.id, kind=job.record().kind)
         with self._ending(job), postgres.translated():
-            build = Build(
-                self._settings,
-                self._codec,
-                schema=schema,
-                topic=self._topic,
-                upto=upto,
-                ends=ends,
-                priorities=self._priorities,
-                name=BUILDER,
-            )
-            job.put(ends=Jsonb(ends or _log.ends(self._settings.kafka, self._topic)))
-            build.run(self._noting(job))
+            self._make(job, schema, self._topic, upto=upto, ends=ends)
 
     def _compare_all(self, job: Job, snapshot: psycopg.Connection[Any], schema: str) -> tuple[Findings, dict[str, Any]]:
         """Digest each table on both sides; where they differ, find the rows."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from datetime import datetime
+from typing import Any, Self
 
 import psycopg
 from caudal.projections import _sql
@@ -25,7 +26,7 @@ from caudal.errors import BadSettings, CaudalError, Fatal, ReplayCancelled, Repl
 from caudal.settings import Settings
 from caudal.telemetry import Log, logger
 
-__all__ = ["Replay", "announce", "cancel", "drop", "open_replay", "refuse"]
+__all__ = ["Replay", "announce", "cancel", "drop", "refuse"]
 
 _KINDS = {"full", "captures"}
 """Replays that make a schema which can be swapped in."""
@@ -33,27 +34,32 @@ CHUNK = 10_000
 """Customers of one row of the outbox."""
 
 
-@contextmanager
-def open_replay(
-    settings: Settings, codec: Codec, *, priorities: Mapping[str, int], tell: Callable[[Record], None] = lambda _: None
-) -> Iterator[Replay]:
-    """The right to replay, for as long as the context lasts.
-
-    Args:
-        settings: resolved settings; `hub` must have been migrated.
-        codec: how records are decoded.
-        priorities: source → priority, as the workers have it.
-        tell: called every moment with how far it is.
-
-    Raises:
-        ReplayRunning: another process has it.
-    """
-    with held(settings) as conn, contextlib.closing(Replay(settings, codec, conn, priorities, tell)) as replay:
-        yield replay
-
-
 class Replay:
     """Does what operators ask for; only one exists at a time. Every method leaves the live views right wherever it stops."""
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls,
+        settings: Settings,
+        codec: Codec,
+        *,
+        priorities: Mapping[str, int],
+        tell: Callable[[Record], None] = lambda _: None,
+    ) -> Iterator[Self]:
+        """The right to replay, for as long as the context lasts.
+
+        Args:
+            settings: resolved settings; `hub` must have been migrated.
+            codec: how records are decoded.
+            priorities: source → priority, as the workers have it.
+            tell: called every moment with how far it is.
+
+        Raises:
+            ReplayRunning: another process has it.
+        """
+        with held(settings) as conn, contextlib.closing(cls(settings, codec, conn, priorities, tell)) as replay:
+            yield replay
 
     def __init__(
         self,
@@ -211,21 +217,36 @@ class Replay:
                 return self._built(job, record, followed)
 
     def _built(self, job: Job, record: Record, followed: Followed) -> Record:
-        build = Build(
-            self._settings,
-            self._codec,
-            schema=record.schema,
-            topic=followed.topic,
-            priorities=self._priorities,
-            truncated=bool(record.params.get("truncated")),
-            name=BUILDER,
-        )
-        job.put(error=None, ends=Jsonb(_log.ends(self._settings.kafka, followed.topic)))
-        build.run(self._noting(job))
+        self._make(job, record.schema, followed.topic, truncated=bool(record.params.get("truncated")))
         with contextlib.closing(self._beside(record.schema, followed.topic)) as beside:
             self._compare(job, record.schema, beside, followed)
         job.put(state="built")
         return job.record()
+
+    def _make(
+        self,
+        job: Job,
+        schema: str,
+        topic: str,
+        *,
+        upto: datetime | None = None,
+        ends: Mapping[int, int] | None = None,
+        truncated: bool = False,
+    ) -> None:
+        """Build a schema from the log, see `Build`."""
+        build = Build(
+            self._settings,
+            self._codec,
+            schema=schema,
+            topic=topic,
+            upto=upto,
+            ends=ends,
+            priorities=self._priorities,
+            truncated=truncated,
+            name=BUILDER,
+        )
+        job.put(error=None, ends=Jsonb(ends or _log.ends(self._settings.kafka, topic)))
+        build.run(self._noting(job))
 
     def _compare(self, job: Job, schema: str, beside: Beside, followed: Followed) -> dict[str, Any]:
         """Catch up, compare in a snapshot at which both stand at the same, store the difference."""

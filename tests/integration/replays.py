@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from caudal.projections import Runner
-from caudal.projections.replay import Replay, open_replay
+from caudal.projections.replay import Replay
 from caudal.projections.replay._log import Reader
 from caudal.schemas import Event
 from caudal.schemas.codec import Codec
@@ -105,7 +105,7 @@ def projecting(settings: Settings, codec: Codec) -> Iterator[Projection]:
 
 @contextmanager
 def replaying(settings: Settings, codec: Codec, **options: Any) -> Iterator[Replay]:
-    with open_replay(settings, codec, priorities={}, **options) as replay:
+    with Replay.opened(settings, codec, priorities={}, **options) as replay:
         yield replay
 
 

@@ -195,7 +195,7 @@ def test_a_whole_rebuild_names_every_row_that_is_not_what_the_log_says(hub: Hub)
             ordered("crm:contact:2", RUI, "1", 2),
         ]
     )
-    with replays.open_proof(hub.settings, hub.codec, priorities={}) as proof:
+    with replays.Proof.opened(hub.settings, hub.codec, priorities={}) as proof:
         findings, told = proof.verify()
     assert (findings.customers, findings.rows, findings.plain()["equal"]) == (2, 0, True)
     assert all(table["equal"] for table in told["tables"].values())
@@ -203,7 +203,7 @@ def test_a_whole_rebuild_names_every_row_that_is_not_what_the_log_says(hub: Hub)
 
     hub.conn.execute("UPDATE live.profiles SET city = 'Natal' WHERE name = 'Ana'")
     hub.conn.execute("DELETE FROM live.orders")
-    with replays.open_proof(hub.settings, hub.codec, priorities={}) as proof:
+    with replays.Proof.opened(hub.settings, hub.codec, priorities={}) as proof:
         findings, told = proof.verify()
     assert [(d.customer_id, d.table, d.what) for d in findings.differences] == sorted(
         [(ANA, "profiles", "changed"), (RUI, "orders", "missing")]
@@ -218,7 +218,7 @@ def test_a_whole_rebuild_names_every_row_that_is_not_what_the_log_says(hub: Hub)
 
 def test_the_views_as_of_a_time_hold_what_was_captured_by_then(hub: Hub) -> None:
     hub.write([stated("crm:contact:1", ANA, 0, city="Recife"), stated("crm:contact:1", ANA, 30, city="Olinda")])
-    with replays.open_proof(hub.settings, hub.codec, priorities={}) as proof:
+    with replays.Proof.opened(hub.settings, hub.codec, priorities={}) as proof:
         record = proof.as_of(replays.moment("2026-03-01"), "march")
         assert (record.kind, record.state, record.schema) == ("as_of", "built", "march")
         with pytest.raises(ReplayRefused, match="is there"):

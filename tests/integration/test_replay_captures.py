@@ -26,7 +26,7 @@ from test_worker import Workers, ordered, orders, until
 
 from caudal import generations, kafka, postgres
 from caudal.errors import BrokerUnavailable, MissingField, ReplayRefused
-from caudal.replaying import Replaying, open_replay
+from caudal.replaying import Replaying
 from caudal.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("with_people")
@@ -53,7 +53,7 @@ def workers(settings: Settings) -> Iterator[Workers]:
 
 @pytest.fixture
 def replay(settings: Settings, codec: Codec) -> Iterator[Replaying]:
-    with open_replay(settings, codec, priorities={}) as opened:
+    with Replaying.opened(settings, codec, priorities={}) as opened:
         yield opened
 
 
@@ -170,14 +170,14 @@ def test_wherever_it_stops_what_is_live_stays_and_it_can_be_gone_on_with(setting
     mend()
     steps = [(Translator, "_store"), (Retranslation, "settle"), (Build, "run"), (Replaying, "_compare")]
     for turn, (owner, name) in enumerate(steps):
-        with monkeypatch.context() as patch, open_replay(settings, codec, priorities={}) as replay:
+        with monkeypatch.context() as patch, Replaying.opened(settings, codec, priorities={}) as replay:
             patch.setattr(owner, name, _dies)
             with pytest.raises(BrokerUnavailable):
                 replay.resume() if turn else replay.captures()
         assert profiles(settings) == before
         capture(settings, "shop", [person("shop", 20 + turn, name="While it was down")])
         before = live(settings, codec)
-    with open_replay(settings, codec, priorities={}) as replay:
+    with Replaying.opened(settings, codec, priorities={}) as replay:
         built = replay.resume()
         assert built.state == "built"
         assert built.diff["customers"]["merges"] == 3
@@ -312,7 +312,7 @@ def test_what_comes_while_workers_run_and_the_log_is_exchanged_is_neither_lost_n
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(keep_sending)
         try:
-            with open_replay(settings, codec, priorities={}) as replay:
+            with Replaying.opened(settings, codec, priorities={}) as replay:
                 built = replay.captures()
                 assert built.diff["customers"]["merges"] == built.diff["customers"]["splits"] == 0
                 at_swap = sent[0]
@@ -334,7 +334,7 @@ def test_what_comes_while_workers_run_and_the_log_is_exchanged_is_neither_lost_n
     customers(settings)  # the views and identity say the same
     assert worker.poll() is None
     assert not [e for e in workers.log(worker) if e["event"] in {"process.failed", "process.stopped"}]
-    with open_replay(settings, codec, priorities={}) as replay:
+    with Replaying.opened(settings, codec, priorities={}) as replay:
         assert replay.rollback().diff["differences"] == 0
     place(settings, sent[0] + 1, sent[0] + 11)
     until(lambda: ordered(settings) == sent[0] + 10, "and back again")

@@ -30,7 +30,8 @@ def test_the_future_is_not_known():
 
 
 @pytest.mark.parametrize(
-    "name", ["live", "hub", "public", "pg_temp", "build_3", "old_1", "Märch", "a b", "", "1a", 'x"y']
+    "name",
+    ["live", "hub", "public", "pg_temp", "build_3", "old_1", "verify_2", "identity_2", "Märch", "a b", "", "1a", 'x"y'],
 )
 def test_a_schema_for_a_point_in_time_takes_no_name_of_something_else(name):
     with pytest.raises(BadSettings):
