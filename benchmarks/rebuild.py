@@ -22,11 +22,11 @@ from caudal.projections._schema import FACTS
 from caudal.projections.replay import Build, Replay
 from caudal.schemas.codec import Codec, Registry
 
-from benchmarks import _generate
+from benchmarks import _generate, _long_log
 from benchmarks._machine import repeated
 from benchmarks._processes import Watched, servers
 from benchmarks._stage import Stage, batches, stage, wait_until
-from benchmarks.drain import drained, fill
+from benchmarks.drain import drained, fill, produce
 from benchmarks.latency import percentile, statement, stored, visible_ms
 from benchmarks.one_customer import EACH, times
 from caudal import kafka, postgres
@@ -65,7 +65,8 @@ def _once(events: int, *, seed: int) -> dict[str, float]:
     with stage() as one:
         found["rebuild_live_path_events_per_s"] = drained(one, _generate.events(by_live_path, customers, seed=seed))
         if by_live_path < events:
-            _lengthen(one.settings, by_live_path, events, customers)
+            with _process() as pool:  # what they hold goes with them
+                pool.submit(_lengthen, one.settings, by_live_path, events, customers).result()
             with _process() as pool:
                 pool.submit(_build_live, one.settings).result()
         one.conn.execute("CHECKPOINT")
@@ -78,29 +79,20 @@ def _once(events: int, *, seed: int) -> dict[str, float]:
 
 
 @contextmanager
-def _process(workers: int = 1) -> Iterator[ProcessPoolExecutor]:
-    """Processes that hold nothing of this one's, to do something there and then."""
-    with ProcessPoolExecutor(workers, get_context("spawn"), configure_logging, ("warning",)) as pool:
+def _process() -> Iterator[ProcessPoolExecutor]:
+    """A process that holds nothing of this one's."""
+    with ProcessPoolExecutor(1, get_context("spawn"), configure_logging, ("warning",)) as pool:
         yield pool
 
 
 def _lengthen(settings: Settings, begin: int, end: int, customers: int) -> None:
-    """Go on with the log, in as many processes as there are processors."""
-    workers = os.cpu_count() or 1
-    share = -(-(end - begin) // workers)
-    with _process(workers) as pool:
-        parts = [
-            pool.submit(_produce, settings, first, min(share, end - first), customers)
-            for first in range(begin, end, share)
-        ]
-        for part in parts:
-            part.result()
-
-
-def _produce(settings: Settings, begin: int, count: int, customers: int) -> None:
+    """Go on with the log."""
+    registry = Registry(settings)
     one = Stage(settings, settings.home)
-    fill(one, _generate.events(count, customers, seed=begin, begin=begin))
+    topic = kafka.topic(settings.kafka, kafka.CHANGES)
+    produce(one, topic, _long_log.messages(settings, Codec(registry), begin, end, customers))
     one.conn.close()
+    registry.close()
 
 
 def _build_live(settings: Settings) -> None:

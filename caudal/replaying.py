@@ -22,7 +22,19 @@ from caudal.dead_letters import DeadLetters
 from caudal.errors import BrokerUnavailable, DatabaseUnavailable, LogTruncated, ReplayRefused
 from caudal.processors import _generation
 from caudal.processors.retranslate import Place, Retranslation, freeze, thaw
-from caudal.projections.replay import Beside, Followed, Progress, Record, Replay, await_live, drop, offsets, still
+from caudal.projections.replay import (
+    PAUSED_S,
+    Beside,
+    Followed,
+    Progress,
+    Record,
+    Replay,
+    await_live,
+    drop,
+    offsets,
+    paused,
+    still,
+)
 from caudal.schemas.codec import Codec
 from caudal.settings import Settings
 
@@ -135,8 +147,15 @@ class _NewGeneration:
             _untruncated(self._settings, [topic for topic, _ in self._step.ends() if topic != self._live_topic])
         ends = self._step.ends()
         total = self._step.waiting(ends)
-        noting(Progress("translate", 0, total))
-        self._step.run(ends, lambda left: noting(Progress("translate", total - left, total)))
+
+        def note(left: int) -> None:
+            noting(Progress("translate", total - left, total))
+            while paused(self._conn):
+                time.sleep(PAUSED_S)
+                noting(Progress("translate", total - left, total))  # says so when it was cancelled
+
+        note(total)
+        self._step.run(ends, note)
         noting(Progress("identify", 0, 1))
         self._step.settle()
         noting(Progress("identify", 1, 1))

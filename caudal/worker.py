@@ -37,7 +37,7 @@ __all__ = ["ROLES", "run"]
 ROLES = ("translate", "project")
 COMMANDS = ("pause", "resume")
 REPLAY = "replay"
-"""Not a worker's role, but it can be paused like one: a replay that loads looks into hub.control between chunks."""
+"""Not a worker's role, but it can be paused like one: a replay that loads or translates looks into hub.control between chunks."""
 CAPTURES_MAX = 2_000
 """Most captures of one batch: a capture holds a whole delivery, of some kilobytes, and bounds the worker's memory."""
 STOP_S = 20.0

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import psycopg
 import pytest
+from caudal.projections import Runner
+from caudal.schemas.codec import Codec, Registry
 from filelock import FileLock
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
@@ -115,6 +118,30 @@ def settings(servers: Settings, tmp_path: Path) -> Iterator[Settings]:
     _delete_topics(fresh)
     with postgres.connect(servers.postgres, role="tests") as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def codec(settings: Settings) -> Iterator[Codec]:
+    """Codec over the run's registry."""
+    registry = Registry(settings)
+    yield Codec(registry)
+    registry.close()
+
+
+@pytest.fixture
+def conn(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to the test's database."""
+    with postgres.connect(settings.postgres, role="tests") as connection:
+        yield connection
+
+
+@pytest.fixture
+def live(settings: Settings, codec: Codec) -> Iterator[Runner]:
+    """A live runner that has all partitions."""
+    runner = Runner(settings, codec)
+    runner.positions(range(PARTITIONS))
+    yield runner
+    runner.close()
 
 
 def _server_settings(folder: Path) -> Settings:

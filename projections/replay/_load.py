@@ -31,9 +31,9 @@ from caudal import postgres
 from caudal.errors import LostPartition, ReplayCancelled
 from caudal.settings import Settings
 
-__all__ = ["Loader", "Part", "load"]
+__all__ = ["PAUSED_S", "Loader", "Part", "load", "paused"]
 
-CHUNK = 50_000
+CHUNK = 25_000
 """Events of one transaction: enough that its cost is shared by many, few enough that they are small in memory."""
 SORTED = 10_000
 """Where the events of so many lie is stored in order; of fewer, as the live projection does, which sorts them in time."""
@@ -118,9 +118,7 @@ class Loader:
 
     def paused(self) -> bool:
         """Whether an operator wants replays to pause."""
-        with postgres.translated():
-            row = self._conn.execute("SELECT value = 'true' FROM hub.control WHERE key = 'replay.paused'").fetchone()
-        return bool(row and row[0])
+        return paused(self._conn)
 
     def close(self) -> None:
         """Disconnect."""
@@ -166,6 +164,13 @@ class Loader:
         )
         if cur.rowcount != len(first):
             raise LostPartition("another process loads this partition")
+
+
+def paused(conn: psycopg.Connection[Any]) -> bool:
+    """Whether an operator wants replays to pause."""
+    with postgres.translated():
+        row = conn.execute("SELECT value = 'true' FROM hub.control WHERE key = 'replay.paused'").fetchone()
+    return bool(row and row[0])
 
 
 def load(parts: Sequence[Part], codec: Codec, *, watch: Callable[[], None]) -> None:

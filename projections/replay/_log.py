@@ -66,8 +66,8 @@ class Reader:
                 settings, "caudal.replay"
             ),  # the group is only a name: partitions are assigned, nothing is committed
             **{
-                "queued.min.messages": 200_000,
-                "queued.max.messages.kbytes": 64 * 1024,
+                "queued.min.messages": 100_000,
+                "queued.max.messages.kbytes": 16 * 1024,
                 "fetch.queue.backoff.ms": 10,
             },
         )

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg
@@ -16,7 +13,7 @@ import pytest
 from caudal.projections import LIVE, ensure_live
 from caudal.schemas.codec import Codec, Registry
 from logs import TABLES, clear, connect
-from replays import environment
+from programs import environment, running
 
 from benchmarks import _generate
 from caudal import kafka
@@ -26,24 +23,10 @@ EVENTS = 50_000
 CUSTOMERS = 15_000
 
 
-@contextmanager
-def worker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    env = environment(settings) | {
-        "CAUDAL_WORKER__SESSION_TIMEOUT_MS": "6000",
-        "CAUDAL_WORKER__BATCH_MAX_EVENTS": "2000",  # so that the kill falls between and into batches
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "caudal.cli", "run", "--role", "worker"], env=env, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def worker(settings: Settings) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """A worker whose batches are so small that a kill falls between and into them."""
+    env = environment(settings, CAUDAL_WORKER__BATCH_MAX_EVENTS="2000")
+    return running(["run", "--role", "worker"], env, settings.config_file.with_name("worker.log"))
 
 
 def fill(settings: Settings) -> int:

@@ -19,9 +19,10 @@ import psycopg
 import pytest
 from caudal.projections import Runner
 from caudal.projections.replay import Record
-from caudal.schemas.codec import Codec, Registry
+from caudal.schemas.codec import Codec
 from logs import PARTITIONS, apply, connect, contents, fill, rebuilt
-from replays import environment, holding, replaying, until
+from programs import environment
+from replays import holding, replaying, until
 from test_kill import projected, worker
 
 from benchmarks import _generate
@@ -40,18 +41,11 @@ PAUSE = "INSERT INTO hub.control (key, value) VALUES ('replay.paused', 'true')"
 GO_ON = "DELETE FROM hub.control"
 
 
-@pytest.fixture
-def codec(settings: Settings) -> Iterator[Codec]:
-    registry = Registry(settings)
-    yield Codec(registry)
-    registry.close()
-
-
 def command(settings: Settings, *words: str) -> subprocess.Popen[str]:
     """`caudal replay …` as a process of its own; its children are of its session."""
     return subprocess.Popen(
         [sys.executable, "-m", "caudal.cli", "replay", *words],
-        env=environment(settings) | {"CAUDAL_LOG_LEVEL": "error"},
+        env=environment(settings, CAUDAL_LOG_LEVEL="error"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 

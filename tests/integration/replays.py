@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from caudal.schemas import Event
 from caudal.schemas.codec import Codec
 from logs import PARTITIONS, connect
 
-from caudal import kafka, postgres
+from caudal import kafka
 from caudal.errors import LostPartition
 from caudal.settings import Settings
 
@@ -28,18 +27,6 @@ def until(condition: Callable[[], Any], what: str, *, timeout_s: float = 90) -> 
         assert time.monotonic() < deadline, f"no {what}"
         time.sleep(0.02)
     return value
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """What a `caudal` command has to know to use the test's servers."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("CAUDAL_")} | {
-        "CAUDAL_HOME": str(settings.home),
-        "CAUDAL_CONFIG_FILE": str(settings.config_file),
-        "CAUDAL_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers or "",
-        "CAUDAL_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
-        "CAUDAL_POSTGRES__DSN": postgres.dsn(settings.postgres),
-        "CAUDAL_REGISTRY__URL": settings.registry.url or "",
-    }
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from caudal.projections import PROVENANCE, Runner, _vet, priority_sql
 from caudal.projections._copy import encode, encode_by_rows
 from caudal.schemas import Event, OrderStated, ProfileStated, SubjectDeleted, SubjectLinked
-from caudal.schemas.codec import Codec, Registry
+from caudal.schemas.codec import Codec
 from logs import PARTITIONS, Record, apply, connect, records
 from replays import until
 
@@ -28,13 +28,6 @@ from caudal.settings import Settings, WorkerSettings
 START = datetime(2026, 3, 1, tzinfo=UTC)
 ANA = str(uuid.uuid5(uuid.NAMESPACE_OID, "ana"))
 RUI = str(uuid.uuid5(uuid.NAMESPACE_OID, "rui"))
-
-
-@pytest.fixture
-def codec(settings: Settings) -> Iterator[Codec]:
-    registry = Registry(settings)
-    yield Codec(registry)
-    registry.close()
 
 
 @pytest.fixture
@@ -50,12 +43,6 @@ def runners(settings: Settings, codec: Codec) -> Iterator[Callable[..., Runner]]
     yield make
     for runner in made:
         runner.close()
-
-
-@pytest.fixture
-def conn(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
-    with connect(settings) as connection:
-        yield connection
 
 
 def stated(subject: str, customer: str, at: int = 0, *, seq: int = 1, **fields: Any) -> ProfileStated:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx
@@ -18,9 +28,10 @@ from caudal.projections._view import View
 from caudal.projections.metrics import metrics
 from caudal.projections.replay import Record, _build, _one_view, _replay, cancel, drop, held
 from caudal.projections.replay import _load as loading
-from caudal.schemas.codec import Codec, Registry
+from caudal.schemas.codec import Codec
 from confluent_kafka import TopicPartition
-from logs import PARTITIONS, apply, connect, contents, fill, rebuilt
+from logs import PARTITIONS, apply, contents, fill, rebuilt
+from programs import environment
 from replays import Source, on_topic, projecting, replaying, until
 
 from benchmarks import _generate
@@ -29,19 +40,6 @@ from caudal.errors import Fatal, LogTruncated, ReplayCancelled, ReplayRefused, R
 from caudal.settings import Settings
 
 NOTHING = {"profiles": ([], []), "metrics": ([], []), "segment_members": ([], [])}
-
-
-@pytest.fixture
-def codec(settings: Settings) -> Iterator[Codec]:
-    registry = Registry(settings)
-    yield Codec(registry)
-    registry.close()
-
-
-@pytest.fixture
-def conn(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
-    with connect(settings) as connection:
-        yield connection
 
 
 def projected(conn: psycopg.Connection[Any]) -> int:
@@ -119,14 +117,6 @@ def test_a_rebuild_beside_writes_and_reads_changes_nothing_and_fails_no_read(
         diff = replay.full().diff
     assert diff is not None
     assert diff["differences"] == 0
-
-
-@pytest.fixture
-def live(settings: Settings, codec: Codec) -> Iterator[Runner]:
-    runner = Runner(settings, codec)
-    runner.positions(range(PARTITIONS))
-    yield runner
-    runner.close()
 
 
 def redefine(monkeypatch: pytest.MonkeyPatch, *changed: View) -> None:
@@ -399,3 +389,46 @@ def test_the_api_starts_a_replay_tells_its_progress_and_swaps_it_in(
         assert client.post(f"/replays/{number}/rollback").json()["state"] == "rolled_back"
         assert client.get("/replays/99").status_code == 404
     assert conn.execute("SELECT count(*) FROM live.profiles WHERE city = 'Nowhere'").fetchone() == (1,)
+
+
+def test_on_a_terminal_a_replay_shows_how_far_it_is_and_asks_before_it_swaps(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], live: Runner
+) -> None:
+    apply(live, fill(settings, codec, _generate.events(200, 50)))
+    conn.execute("DELETE FROM live.metrics")
+    with terminal(settings, "replay") as (process, read, write):
+        shown = read(b"swap it in? [y/N]")
+        assert conn.execute("SELECT count(*) FROM live.metrics").fetchone() == (0,)
+        write(b"y\n")
+        shown += read(b"`caudal replay rollback` goes back")
+        assert process.wait(60) == 0
+    assert all(stage in shown for stage in (b"load", b"200/200", b"facts", b"views", b"compare")), shown
+    assert rebuilt(conn) == NOTHING
+
+
+@contextmanager
+def terminal(
+    settings: Settings, *words: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[bytes], bytes], Callable[[bytes], int]]]:
+    """A command on a terminal of its own; reads what it shows up to a text, and types."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))  # so wide that no line is folded
+    process = subprocess.Popen(
+        [sys.executable, "-m", "caudal.cli", *words], env=environment(settings, TERM="xterm"),
+        stdin=its, stdout=its, stderr=its, start_new_session=True,
+    )  # fmt: skip
+    os.close(its)
+
+    def read(text: bytes) -> bytes:
+        shown = b""
+        while text not in shown:
+            assert select.select([ours], [], [], 120)[0], shown
+            shown += os.read(ours, 65_536)
+        return shown
+
+    try:
+        yield process, read, partial(os.write, ours)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

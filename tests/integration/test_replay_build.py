@@ -9,27 +9,12 @@ import pytest
 from caudal.projections import LIVE, Runner
 from caudal.projections.replay import Build, Progress
 from caudal.projections.replay import _load as loading
-from caudal.schemas.codec import Codec, Registry
-from logs import PARTITIONS, apply, connect, contents, fill
+from caudal.schemas.codec import Codec
+from logs import apply, connect, contents, fill
 
 from benchmarks import _generate
 from caudal import kafka
 from caudal.settings import Settings
-
-
-@pytest.fixture
-def codec(settings: Settings) -> Any:
-    registry = Registry(settings)
-    yield Codec(registry)
-    registry.close()
-
-
-@pytest.fixture
-def live(settings: Settings, codec: Codec) -> Any:
-    runner = Runner(settings, codec)
-    runner.positions(range(PARTITIONS))
-    yield runner
-    runner.close()
 
 
 def catalogue(conn: psycopg.Connection[Any], schema: str) -> list[tuple[Any, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from caudal.schemas import CustomerErased, Identifier, ProfileStated
 from caudal.schemas.codec import Codec, Registry
 from caudal.serving._positions import Positions
 from caudal.serving._problems import Problem
+from programs import caudal
 from test_worker import Workers, ordered, orders, until
 
 from caudal import generations, kafka, postgres
@@ -339,3 +341,29 @@ def test_what_comes_while_workers_run_and_the_log_is_exchanged_is_neither_lost_n
     place(settings, sent[0] + 1, sent[0] + 11)
     until(lambda: ordered(settings) == sent[0] + 10, "and back again")
     assert generations.current_topic(settings).endswith("customer.changes")
+
+    command(settings, b'{"command": "pause", "role": "replay"}')
+    until(lambda: (True,) in rows(settings, _PAUSED), "pause")
+    words = ("replay", "--from", "captures", "--dry-run", "--json")
+    with ThreadPoolExecutor(1) as pool:
+        process = pool.submit(caudal, settings, *words)
+        told = "SELECT updated_at FROM hub.replays WHERE id = 2 AND progress ->> 'stage' = 'translate'"
+        until(lambda: rows(settings, told), "translation")
+        seen = set(rows(settings, told))
+        until(lambda: len(seen) > 3 or process.done() or seen.update(rows(settings, told)), "signs that it waits")
+        assert not process.done(), process.result()
+        assert rows(settings, "SELECT count(*) FROM identity_3.translated") == [(0,)], "nothing is translated meanwhile"
+        command(settings, b'{"command": "resume", "role": "replay"}')
+        done = process.result(120)
+    assert done.returncode == 0, done.stderr
+    built = json.loads(done.stdout)
+    assert (built["kind"], built["state"], built["diff"]["differences"]) == ("captures", "built", 0)
+
+
+_PAUSED = "SELECT value = 'true' FROM hub.control WHERE key = 'replay.paused'"
+
+
+def command(settings: Settings, record: bytes) -> None:
+    producer = kafka.producer(settings.kafka)
+    producer.produce(kafka.topic(settings.kafka, kafka.COMMANDS), record)
+    assert producer.flush(30) == 0
