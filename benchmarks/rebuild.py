@@ -67,6 +67,7 @@ def _once(events: int, *, seed: int) -> dict[str, float]:
         if by_live_path < events:
             with _process() as pool:  # what they hold goes with them
                 pool.submit(_lengthen, one.settings, by_live_path, events, customers).result()
+            one.conn.execute(f"DROP SCHEMA {LIVE} CASCADE")
             with _process() as pool:
                 pool.submit(_build_live, one.settings).result()
         one.conn.execute("CHECKPOINT")
