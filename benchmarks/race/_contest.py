@@ -64,6 +64,7 @@ def run(one: Stage, contender: Contender, topic: str, count: int) -> dict[str, f
         "RACE_KAFKA": one.settings.kafka.bootstrap_servers or "",
         "RACE_DSN": postgres.dsn(one.settings.postgres),
         "RACE_TOPIC": topic,
+        "RACE_FOLDER": str(one.folder),
         "RACE_GROUP": f"race-{uuid.uuid4().hex[:8]}",
         "RACE_FORMAT": contender.encoding,
         "RACE_PROCESSES": str(contender.processes),

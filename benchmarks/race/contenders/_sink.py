@@ -15,6 +15,8 @@ import orjson
 import psycopg
 
 KAFKA, DSN, TOPIC, GROUP = (os.environ[name] for name in ("RACE_KAFKA", "RACE_DSN", "RACE_TOPIC", "RACE_GROUP"))
+FOLDER = os.environ["RACE_FOLDER"]
+"""For what a framework wants to keep; removed after the race."""
 PROCESSES = int(os.environ["RACE_PROCESSES"])
 BATCH = 5_000
 QUICK = {"fetch.queue.backoff.ms": 10, "queued.max.messages.kbytes": 262_144, "fetch.wait.max.ms": 50}

@@ -1,9 +1,8 @@
 """Faust as shipped, with its own consumer: an agent that takes up to a thousand messages, and our sink."""
 
 import sys
-import tempfile
 
-from _sink import GROUP, KAFKA, TOPIC, Sink, decode, started
+from _sink import FOLDER, GROUP, KAFKA, TOPIC, Sink, decode, started
 
 TAKE, WITHIN_S = 1_000, 0.05
 
@@ -18,7 +17,7 @@ app = faust.App(
     topic_disable_leader=True,
     consumer_auto_offset_reset="earliest",
     consumer_max_fetch_size=4 * 1024**2,
-    datadir=tempfile.mkdtemp(prefix="race-faust-"),
+    datadir=f"{FOLDER}/faust",
 )
 topic = app.topic(TOPIC, value_type=bytes, value_serializer="raw", key_serializer="raw")
 sink = Sink()

@@ -1,9 +1,8 @@
 """Quix Streams with the PostgreSQL sink that it ships, its commits far apart."""
 
-import tempfile
 from typing import Any
 
-from _sink import DSN, GROUP, KAFKA, QUICK, TOPIC, started
+from _sink import DSN, FOLDER, GROUP, KAFKA, QUICK, TOPIC, started
 from psycopg.conninfo import conninfo_to_dict
 from quixstreams import Application
 from quixstreams.sinks.community.postgresql import PostgreSQLSink
@@ -29,7 +28,7 @@ app = Application(
     commit_every=10_000,
     auto_create_topics=False,
     use_changelog_topics=False,
-    state_dir=tempfile.mkdtemp(prefix="race-quix-"),
+    state_dir=f"{FOLDER}/quix",
     consumer_extra_config=QUICK,
     consumer_poll_timeout=0.02,
 )
