@@ -264,7 +264,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:  # a number of thousands of digits is a plain ValueError
         raise BadSettings(f"{path}: {exc}") from None
 
 
@@ -273,7 +273,7 @@ def _document(path: Path) -> tomlkit.TOMLDocument:
         return tomlkit.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return tomlkit.document()
-    except (OSError, UnicodeDecodeError, TOMLKitError) as exc:
+    except (OSError, ValueError, RecursionError, TOMLKitError) as exc:
         raise BadSettings(f"{path}: {exc}") from None
 
 

@@ -104,11 +104,11 @@ def load(settings: Settings) -> Rules:
     try:
         text = own.read_text(encoding="utf-8") if own.exists() else _packaged()
         stated = _File.model_validate(tomllib.loads(text))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise BadSettings(f"{own}: {exc}") from None
     except ValidationError as exc:
         faults = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in exc.errors())
         raise BadSettings(f"{own}: {faults}", hint="docs/identity.md explains the file") from None
+    except (OSError, ValueError, RecursionError) as exc:  # a number of thousands of digits is a plain ValueError
+        raise BadSettings(f"{own}: {exc}") from None
     named = set(stated.priority)
     if named != KINDS or set(stated.kinds) - KINDS or len(named) != len(stated.priority):
         raise BadSettings(
