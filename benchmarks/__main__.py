@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    crowded,
     drain,
     edge,
     growth,
@@ -28,6 +29,7 @@ from caudal.telemetry import configure_logging
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
+    "crowded": crowded.measure,
     "drain": drain.measure,
     "edge": edge.measure,
     "growth": growth.measure,
