@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
 from caudal.errors import DatabaseUnavailable, Fatal
@@ -35,6 +36,24 @@ def dsn(settings: PostgresSettings) -> str:
     return settings.dsn.get_secret_value()
 
 
+PATIENCE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "20",
+    "keepalives_interval": "5",
+    "keepalives_count": "4",
+    "tcp_user_timeout": "40000",
+}
+"""How long to wait for a server that is gone without a word: 10 s for a connection, 40 s for a sign of life while a statement runs.
+The system's own patience is 2 hours. What the connection string says comes first."""
+
+
+def _patient(settings: PostgresSettings) -> str:
+    """The connection string, with `PATIENCE` where it says nothing else."""
+    given = dsn(settings)
+    stated = conninfo_to_dict(given)
+    return make_conninfo(given, **{name: value for name, value in PATIENCE.items() if name not in stated})
+
+
 def connect(
     settings: PostgresSettings, *, role: str, schema: str | None = None, **extra: Any
 ) -> psycopg.Connection[tuple[Any, ...]]:
@@ -45,7 +64,7 @@ def connect(
     """
     with translated():
         return psycopg.connect(
-            dsn(settings),
+            _patient(settings),
             autocommit=True,
             application_name=f"caudal {role}",
             options="-c timezone=UTC -c jit=off" + (f" -c search_path={schema}" if schema else ""),
@@ -73,7 +92,7 @@ def pool(settings: PostgresSettings, *, role: str) -> AsyncConnectionPool[psycop
     """An unopened pool of autocommit connections; the caller opens and closes it."""
     timeout_ms = int(settings.statement_timeout_s * 1000)
     return AsyncConnectionPool(
-        dsn(settings),
+        _patient(settings),
         min_size=1,
         max_size=settings.pool_size,
         open=False,

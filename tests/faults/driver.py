@@ -48,9 +48,10 @@ class Driver:
         self.topics = TopicWatcher(stack.settings)
         self.stream = StreamWatcher(stack.api, stack.token)
         self._registry = Registry(stack.settings)
-        self._codec = Codec(self._registry)
+        self._prover = Prover(stack.settings, Codec(self._registry))
 
     def close(self) -> None:
+        self._prover.close()
         self.stream.stop()
         self.topics.stop()
         self._registry.close()
@@ -71,9 +72,10 @@ class Driver:
             until(self.stack.answers, "answer of PostgreSQL")
             checks.rest(self.stack, self.topics, self.stream)
             result.parts["at rest"] = time.monotonic() - began
-            with contextlib.closing(Prover(self.stack.settings, self._codec)) as prover:
-                found = checks.faults(self.stack, story, self.topics, self.stream, prover=prover, tokens=sending.tokens)
-                result.wrong += sending.wrong + list(found)
+            found = checks.faults(
+                self.stack, story, self.topics, self.stream, prover=self._prover, tokens=sending.tokens
+            )
+            result.wrong += sending.wrong + list(found)
         except AssertionError as exc:
             result.wrong += [*sending.wrong, str(exc), *getattr(exc, "__notes__", ())]
         finally:
@@ -168,9 +170,9 @@ def running() -> Iterator[Driver]:
     try:
         stack.start()
         with stack.tending():
+            until(lambda: ready(stack), "answer of edge and API")
             driver = Driver(stack)
             try:
-                until(lambda: ready(stack), "answer of edge and API")
                 yield driver
             finally:
                 driver.close()
