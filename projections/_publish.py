@@ -4,6 +4,7 @@ confirmed before the outbox forgets them.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -73,12 +74,13 @@ class Publisher:
     """Publishes changes in the order given. Its methods are for one thread at a time.
 
     Nothing may be published that the partition's next owner may already have published, newer. When this process stood still for a
-    while, the group may have given its partitions away: what was waiting then is refused, and the outbox decides.
+    while, the group may have given its partitions away: what was waiting then is refused, and what comes before the group had time to
+    say so. The outbox decides.
     """
 
     def __init__(self, settings: KafkaSettings, codec: Codec, *, session_ms: int) -> None:
         """Publisher of a member of the consumer group whose session times out after `session_ms`."""
-        self._patience_s = session_ms / 2000
+        self._patience_s = self._quiet_s = session_ms / 2000
         self._producer = kafka.producer(
             settings,
             **{
@@ -93,7 +95,8 @@ class Publisher:
         """Under way, in order; only the methods append and remove, only the thread sets `done`."""
         self._changed = threading.Condition()
         self._closing = False
-        self._seen = self._stood_still = 0.0
+        self._seen = 0.0
+        self._stood_still = -math.inf
         self._thread: threading.Thread | None = None
 
     def publish(self, changes: Sequence[Change], *, made: float, rebuilt: bool = False) -> None:
@@ -109,6 +112,7 @@ class Publisher:
             BrokerUnavailable: nothing gets through.
         """
         if self._thread is None:
+            self._seen = made
             self._thread = threading.Thread(target=self._work, name="publish", daemon=True)
             self._thread.start()
         outbox = [change.outbox for change in changes if change.outbox is not None]
@@ -178,11 +182,16 @@ class Publisher:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or any(not job.done for job in self._jobs))
+                self._changed.wait_for(
+                    lambda: self._closing or any(not job.done for job in self._jobs), max(self._patience_s / 4, 0.01)
+                )
+                self._look()
                 jobs = [job for job in self._jobs if not job.done]
                 broken = any(job.failed for job in self._jobs)
             if self._closing:
                 return
+            if not jobs:
+                continue
             started = time.perf_counter()
             for job in jobs:
                 if broken:
@@ -199,7 +208,6 @@ class Publisher:
 
     def _sent(self, job: _Job) -> bool:
         """Hand a job's messages to the producer; False when that is not possible."""
-        self._seen = max(self._seen, job.made)
         try:
             for change in job.changes:
                 topic = change.view.topic
@@ -208,7 +216,7 @@ class Publisher:
                 messages: list[dict[str, Any]] = [{"key": k, "value": v} for k, v in zip(keys, values, strict=True)]
                 messages += [{"key": c.encode(), "value": None} for c in change.gone]
                 self._look()
-                if job.dropped or job.made < self._stood_still:
+                if job.dropped or job.made < self._stood_still + self._quiet_s:
                     job.failed.append("too old")
                     break
                 self._produce(kafka.topic(self._settings, topic), messages, job)

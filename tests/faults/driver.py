@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import queue
+import signal
 import sys
 import threading
 import time
@@ -207,6 +208,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--logs", action="store_true", help="show the end of the processes' logs when a seed is wrong")
     options = parser.parse_args(arguments)
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # also where it was started with the former ignored: it stops what it started
+        signal.signal(number, lambda *_: sys.exit(1))
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
     began, wrong = time.monotonic(), []
     with running() as driver:

@@ -258,6 +258,7 @@ def test_a_worker_that_stood_still_publishes_nothing_old_and_then_what_the_outbo
         runner.flush()
     assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (1,)
     monkeypatch.setattr(runner._publisher, "_patience_s", 60.0)
+    monkeypatch.setattr(runner._publisher, "_quiet_s", 0.0)
     assert runner.recover(range(PARTITIONS)) == 1
     assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (0,)
     found = published(settings, codec, kafka.PROFILES, 1)
@@ -283,6 +284,22 @@ def test_a_worker_that_stood_still_between_commit_and_publishing_publishes_nothi
     assert zombie._publisher._producer.flush(30) == 0
     topic = kafka.topic(settings.kafka, kafka.PROFILES)
     assert sum(kafka.end_offsets(settings.kafka, [topic])[topic].values()) == 1
+
+
+def test_a_worker_that_has_stood_still_publishes_nothing_before_the_group_could_take_its_partitions_away(
+    runners: Callable[..., Runner], codec: Codec, conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runners()
+    log = records(codec, [stated("crm:contact:1", ANA, at, name=f"Ana {at}") for at in range(2)])
+    apply(runner, log[:1])
+    runner.flush()
+    monkeypatch.setattr(runner._publisher, "_stood_still", time.monotonic())
+    apply(runner, log[1:])
+    with pytest.raises(BrokerUnavailable):
+        runner.flush()
+    monkeypatch.setattr(runner._publisher, "_quiet_s", 0.0)  # as if the time were over
+    assert runner.recover(range(PARTITIONS)) == 1
+    assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (0,)
 
 
 def test_changes_of_customers_on_other_partitions_are_left_to_their_owner(
