@@ -118,8 +118,7 @@ class Stack:
             self._quiet.update(PROCESSES)
         for process in self._processes.values():
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
-                process.terminate()
+                process.kill()  # how they end when they are asked to is tested elsewhere
         psutil.wait_procs(self._processes.values(), timeout=30)
         self._nursery.close()
         embedded.down(self._configured)
