@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -40,7 +41,8 @@ REPLAY = "replay"
 """Not a worker's role, but it can be paused like one: a replay that loads or translates looks into hub.control between chunks."""
 CAPTURES_MAX = 2_000
 """Most captures of one batch: a capture holds a whole delivery, of some kilobytes, and bounds the worker's memory."""
-STOP_S = 20.0
+STOP_S = 10.0
+"""How long each step of stopping Faust may take."""
 _WRITTEN = (kafka.CHANGES, kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS, kafka.DEAD_LETTERS)
 """Topics that a worker writes: their schemas are registered before it writes anything."""
 
@@ -60,7 +62,10 @@ def run(settings: Settings, *, roles: Sequence[str] = ROLES) -> None:
     if unknown or not roles:
         raise BadSettings(f"no worker role is named {', '.join(sorted(unknown)) or 'so'}", hint=" or ".join(ROLES))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_Worker(settings, roles).run())
+        if not runner.run(_Worker(settings, roles).run()):
+            # all of ours is closed; what is left of Faust would keep the process from ending
+            logging.shutdown()
+            os._exit(0)
 
 
 class _Worker:
@@ -70,8 +75,10 @@ class _Worker:
         self._stages: dict[str, Stage[Any]] = {}
         self._pumps: dict[str, Pump[Any]] = {}
         self._generation = 0
+        self._started = asyncio.Event()
 
-    async def run(self) -> None:
+    async def run(self) -> bool:
+        """Run until told to end; whether Faust could be stopped, too."""
         loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._control = _Control(self._settings)
@@ -96,12 +103,13 @@ class _Worker:
                 for pump in self._pumps.values():
                     await pump.stop()
                 await asyncio.to_thread(nightly.stop)
-                await self._stop_app(app, running)
+                stopped = await self._stop_app(app, running)
                 for stage in self._stages.values():
                     await asyncio.to_thread(stage.close)
                 await asyncio.to_thread(self._control.close)
                 registry.close()
                 logger().info(Log.PROCESS_STOPPED, process="worker")
+        return stopped
 
     def _end(self, reason: BaseException | None = None) -> None:
         if not self._ended.done():
@@ -114,6 +122,7 @@ class _Worker:
         """Start the app, and end the worker when it crashes."""
         try:
             await app.start()
+            self._started.set()
             await app.wait_until_stopped()
         except asyncio.CancelledError:
             raise
@@ -124,17 +133,22 @@ class _Worker:
         if app.crash_reason is not None:
             self._end(Fatal(f"the Faust app crashed: {type(app.crash_reason).__name__}"))
 
-    @staticmethod
-    async def _stop_app(app: Any, running: asyncio.Future[None]) -> None:
+    async def _stop_app(self, app: Any, running: asyncio.Future[None]) -> bool:
+        """Stop the app; whether that came to an end. Stopped while it starts, Faust may hang, so it first finishes starting."""
+        starting: asyncio.Future[Any] = asyncio.ensure_future(self._started.wait())
+        either: list[asyncio.Future[Any]] = [starting, running]
+        await asyncio.wait(either, timeout=STOP_S, return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
         try:
             async with asyncio.timeout(STOP_S):
                 await app.stop()
         except TimeoutError:
             logger().warning(Log.PROCESS_FAILED, process="worker", step="stop")
         running.cancel()
-        await asyncio.wait([running])
-        if not running.cancelled():
+        await asyncio.wait([running], timeout=STOP_S)
+        if running.done() and not running.cancelled():
             running.exception()  # told by _run_app
+        return running.done()
 
     def _app(self) -> tuple[Any, str]:
         """The Faust app with its agents, pages and timers, not started; and the address of its page."""

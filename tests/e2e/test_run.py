@@ -152,7 +152,7 @@ def test_a_service_of_the_compose_file_becomes_healthy_by_its_own_check(hub, tmp
     with running(service["command"], env, log) as process:
         until(lambda: subprocess.run([sys.executable, *check], capture_output=True, check=False).returncode == 0, log)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) in {0, -signal.SIGTERM}, log.read_text()[-4000:]
+        assert process.wait(150) in {0, -signal.SIGTERM}, log.read_text()[-4000:]
 
 
 def _free_port() -> int:
