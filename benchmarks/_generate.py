@@ -7,6 +7,7 @@ import itertools
 import random
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from caudal.schemas import Event, Identifier, OrderLine, OrderStated, ProfileSta
 
 from benchmarks.edge_load import order
 
-__all__ = ["SKEW", "captures", "customer_id", "events", "links", "profile_events"]
+__all__ = ["SKEW", "Record", "captures", "customer_id", "events", "links", "profile_events"]
 
 SKEW = 0.8
 """Exponent of Zipf's law where customers are drawn with skew: of 100,000, the busiest hundredth has a third of the events."""
@@ -30,6 +31,30 @@ _PLACES = (
 )
 _CATEGORIES = ("shoes", "shirts", "books", "toys", "food", "tools", "garden", "music")
 _STATUSES = ("paid", "paid", "paid", "partially_refunded", "cancelled", "pending")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A message as the runner reads it."""
+
+    place: tuple[int, int]
+    data: bytes
+    customer: str = ""
+
+    def topic(self) -> str:
+        return "customer.changes"
+
+    def partition(self) -> int:
+        return self.place[0]
+
+    def offset(self) -> int:
+        return self.place[1]
+
+    def key(self) -> bytes:
+        return self.customer.encode()
+
+    def value(self) -> bytes:
+        return self.data
 
 
 def customer_id(number: int) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Self
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 import psutil
 
 from caudal import embedded
 from caudal.settings import load
 
-__all__ = ["Watched", "processor_s", "servers"]
+__all__ = ["Steps", "Watched", "processor_s", "servers", "stepped"]
+
+M = TypeVar("M")
+B = TypeVar("B")
 
 
 def servers() -> dict[str, int]:
@@ -21,17 +26,38 @@ def servers() -> dict[str, int]:
 
 def processor_s(pid: int | None = None) -> float:
     """Processor seconds that a process and its children have used, those that ended included; of this process unless given."""
-    root = psutil.Process(pid)
     used = 0.0
-    for process in (root, *root.children(recursive=True)):
-        try:
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
+    for root, times in _read(pid, psutil.Process.cpu_times):
         used += times.user + times.system
-        if process is root:
+        if root:
             used += times.children_user + times.children_system
     return used
+
+
+@dataclass
+class Steps:
+    """Seconds by the clock of preparing and of applying batches, and of processor time of this process and of PostgreSQL for both."""
+
+    preparing: float = 0.0
+    applying: float = 0.0
+    own: float = 0.0
+    postgres: float = 0.0
+
+
+def stepped(batches: Iterable[M], prepare: Callable[[M], B], apply: Callable[[B], None]) -> Steps:
+    """Prepare and apply batches one after the other; reading them isn't counted."""
+    steps, database = Steps(), servers()["postgres"]
+    before = processor_s(database)
+    for messages in batches:
+        started, mine = time.perf_counter(), time.process_time()
+        batch = prepare(messages)
+        prepared = time.perf_counter()
+        apply(batch)
+        steps.applying += time.perf_counter() - prepared
+        steps.preparing += prepared - started
+        steps.own += time.process_time() - mine
+    steps.postgres = processor_s(database) - before
+    return steps
 
 
 class Watched:
@@ -75,12 +101,15 @@ class Watched:
 
 
 def _held(pid: int) -> int:
+    # macOS has no pss
+    return sum(getattr(memory, "pss", memory.rss) for _, memory in _read(pid, psutil.Process.memory_full_info))
+
+
+def _read(pid: int | None, read: Callable[[psutil.Process], Any]) -> Iterator[tuple[bool, Any]]:
+    """What is read of a process, which is told by True, and of its children; those that just ended are left out."""
     root = psutil.Process(pid)
-    held = 0
     for process in (root, *root.children(recursive=True)):
         try:
-            memory = process.memory_full_info()
+            yield process is root, read(process)
         except psutil.Error:
             continue
-        held += getattr(memory, "pss", memory.rss)  # macOS has none
-    return held

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -34,27 +33,6 @@ BATCHES = 10
 RESOLVED = 500
 MANY = 9_000_000
 """Number of the customer with many orders."""
-
-
-@dataclass(frozen=True)
-class _Message:
-    place: int
-    data: bytes
-
-    def topic(self) -> str:
-        return "customer.changes"
-
-    def partition(self) -> int:
-        return 0
-
-    def offset(self) -> int:
-        return self.place
-
-    def key(self) -> bytes:
-        return b""
-
-    def value(self) -> bytes:
-        return self.data
 
 
 def measure(*, runs: int, scale: float) -> list[dict[str, Any]]:
@@ -89,7 +67,9 @@ def _projected(one: Stage, orders: int) -> dict[str, float]:
 
     def apply(events: Sequence[OrderStated]) -> float:
         nonlocal place
-        batch = runner.decode([_Message(place + n, codec.encode_event(event)) for n, event in enumerate(events)])
+        batch = runner.decode(
+            [_generate.Record((0, place + n), codec.encode_event(event)) for n, event in enumerate(events)]
+        )
         place += len(events)
         started = time.perf_counter()
         runner.apply(batch)

@@ -13,7 +13,7 @@ from caudal.schemas.codec import Codec, Registry
 
 from benchmarks import _generate
 from benchmarks._machine import repeated
-from benchmarks._processes import processor_s, servers
+from benchmarks._processes import stepped
 from benchmarks._stage import Stage, batches, stage
 from benchmarks.drain import fill
 from caudal import kafka
@@ -49,24 +49,14 @@ def _once(events: int, seed: int) -> dict[str, float]:
 def projected(one: Stage, runner: Runner, events: int, *, after: int = 0) -> dict[str, float]:
     """Project the first `events` of the stage's log, of which `after` are projected already."""
     topic = kafka.topic(one.settings.kafka, kafka.CHANGES)
-    database = servers()["postgres"]
-    decoding = applying = own = 0.0
     known = runner.positions(range(kafka.topics(one.settings.kafka)[topic]))
-    before = processor_s(database)
-    for messages in batches(one, topic, events - after, size=BATCH, begin=known):
-        started, mine = time.perf_counter(), time.process_time()
-        batch = runner.decode(messages)
-        decoded = time.perf_counter()
-        runner.apply(batch)
-        applying += time.perf_counter() - decoded
-        decoding += decoded - started
-        own += time.process_time() - mine
     done = events - after
+    steps = stepped(batches(one, topic, done, size=BATCH, begin=known), runner.decode, runner.apply)
     return {
-        "project_decode_events_per_s": done / decoding,
-        "project_apply_events_per_s": done / applying,
-        "project_worker_processor_us": own / done * 1e6,
-        "project_postgres_processor_us": (processor_s(database) - before) / done * 1e6,
+        "project_decode_events_per_s": done / steps.preparing,
+        "project_apply_events_per_s": done / steps.applying,
+        "project_worker_processor_us": steps.own / done * 1e6,
+        "project_postgres_processor_us": steps.postgres / done * 1e6,
     }
 
 

@@ -64,7 +64,7 @@ def _published(one: Stage, publisher: Publisher, topic: str) -> dict[str, float]
             parts.append(cur.execute(read(view, LIVE), (1, customers[first : first + BATCH])).fetchall())
     started, mine = time.perf_counter(), time.process_time()
     for rows in parts:
-        publisher.publish([Change(view, None, partial(list, rows))])
+        publisher.publish([Change(view, None, partial(list, rows))], made=time.monotonic())
     publisher.confirmed(wait_s=60)
     seconds, used = time.perf_counter() - started, time.process_time() - mine
     stored = sum(kafka.end_offsets(one.settings.kafka, [kafka.topic(one.settings.kafka, topic)]).popitem()[1].values())

@@ -6,7 +6,6 @@ acknowledged, offsets stored. One process; a worker prepares one batch beside th
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from caudal.processors.translate import Translator
@@ -14,7 +13,7 @@ from caudal.schemas.codec import Codec, Registry
 
 from benchmarks import _generate
 from benchmarks._machine import repeated
-from benchmarks._processes import processor_s, servers
+from benchmarks._processes import stepped
 from benchmarks._stage import Stage, add_source, batches, stage
 from benchmarks.drain import produce
 from caudal import kafka
@@ -51,24 +50,14 @@ def _once(count: int, seed: int) -> dict[str, float]:
 
 def _translated(one: Stage, translator: Translator, topic: str, count: int) -> dict[str, float]:
     translator.positions([(topic, partition) for partition in range(kafka.topics(one.settings.kafka)[topic])])
-    database = servers()["postgres"]
-    preparing = applying = own = 0.0
-    before = processor_s(database)
-    for messages in batches(one, topic, count, size=CAPTURES_MAX):
-        started, mine = time.perf_counter(), time.process_time()
-        batch = translator.prepare(messages)
-        prepared = time.perf_counter()
-        translator.apply(batch)
-        applying += time.perf_counter() - prepared
-        preparing += prepared - started
-        own += time.process_time() - mine
+    steps = stepped(batches(one, topic, count, size=CAPTURES_MAX), translator.prepare, translator.apply)
     _check(one, count)
     return {
-        "translate_prepare_captures_per_s": count / preparing,
-        "translate_apply_captures_per_s": count / applying,
-        "translate_whole_captures_per_s": count / (preparing + applying),
-        "translate_worker_processor_us": own / count * 1e6,
-        "translate_postgres_processor_us": (processor_s(database) - before) / count * 1e6,
+        "translate_prepare_captures_per_s": count / steps.preparing,
+        "translate_apply_captures_per_s": count / steps.applying,
+        "translate_whole_captures_per_s": count / (steps.preparing + steps.applying),
+        "translate_worker_processor_us": steps.own / count * 1e6,
+        "translate_postgres_processor_us": steps.postgres / count * 1e6,
     }
 
 

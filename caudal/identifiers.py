@@ -19,10 +19,10 @@ from stdnum.br import cnpj as _cnpj
 from stdnum.br import cpf as _cpf
 from stdnum.exceptions import ValidationError
 
-__all__ = ["KINDS", "normalise"]
+__all__ = ["KINDS", "LONGEST", "normalise"]
 
 LONGEST = 512
-"""Longer values identify nobody, and would not fit into an index row."""
+"""Characters. Longer values identify nobody, and would not fit into an index row."""
 
 
 def normalise(kind: str, value: str, region: str = "BR") -> str | None:

@@ -15,6 +15,8 @@ from datetime import UTC, date, datetime
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from caudal.schemas.events import KEY_MAX_BYTES
+
 from caudal.errors import MissingField, UnusableEvent
 
 if typing.TYPE_CHECKING:
@@ -22,7 +24,6 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["within_bounds"]
 
-KEY_MAX_BYTES = 512  # a B-tree entry of PostgreSQL holds about 2,700 bytes, and keys are combined
 _YEARS = range(2, 9999)  # one year of room at both ends: a time zone must not push a time out of what Python can hold
 _KEYS = frozenset(
     {

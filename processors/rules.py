@@ -12,7 +12,7 @@ from caudal.schemas import Identifier
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from caudal.errors import BadSettings
-from caudal.identifiers import KINDS, normalise
+from caudal.identifiers import KINDS, LONGEST, normalise
 from caudal.settings import Settings
 
 __all__ = ["FILE", "Kind", "Rules", "load"]
@@ -47,10 +47,6 @@ class _File(BaseModel):
     kinds: dict[str, Kind]
 
 
-LONGEST = 512
-"""Characters of an identifier; a longer text is none, and would not fit the index that they are found by."""
-
-
 class Rules:
     """Evidence and its limits.
 
@@ -70,6 +66,7 @@ class Rules:
 
     def evidence(self, kind: str, value: str) -> Identifier | None:
         """The identifier in its normal form; None when it is invalid or blocked, and so says nothing about who it is."""
+        # what is too long for `normalise` must not be remembered either
         return self._cached(kind, value) if len(value) <= LONGEST else None
 
     def _evidence(self, kind: str, value: str) -> Identifier | None:

@@ -268,9 +268,7 @@ class Runner:
         run = self._statements
         with conn.transaction(), conn.cursor(binary=True) as cur:
             if not batch.stages:
-                self._lock(cur, set())
-                self._advance(cur, batch)
-                self._check_advance(cur, batch)
+                self._pass_over(cur, batch)
                 return []
             self._clear(cur, len(batch.messages))
             self._stage(cur, batch)
@@ -428,6 +426,12 @@ class Runner:
             },
         )
 
+    def _pass_over(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
+        """Move the offsets on past a batch of which nothing is stored."""
+        self._lock(cur, set())
+        self._advance(cur, batch)
+        self._check_advance(cur, batch)
+
     def _check_advance(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         written = cur.fetchall()
         if any(oid != self._oid for (oid,) in written):
@@ -448,9 +452,7 @@ class Runner:
         self._bury([(batch.messages[0], refused)])
         try:
             with postgres.translated(), self._connection().transaction(), self._connection().cursor() as cur:
-                self._lock(cur, set())
-                self._advance(cur, batch)
-                self._check_advance(cur, batch)
+                self._pass_over(cur, batch)
         except _Swapped as exc:
             raise LostPartition("the schema was swapped while a message was put aside") from exc
 

@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 from caudal.projections.profiles import FIELDS
+from caudal.schemas.events import KEY_MAX_BYTES
 
-__all__ = ["KEY_MAX_BYTES", "faults"]
+__all__ = ["faults"]
 
-KEY_MAX_BYTES = 512
-"""Longest text that stands in an index: a B-tree entry holds about 2,700 bytes, and keys are combined."""
 _INDEXED = frozenset(
     {
         "subject",

@@ -30,10 +30,8 @@ Decode = Callable[[Sequence[bytes]], pa.RecordBatch]
 Convert = Callable[[pa.Array], pa.Array]
 
 _LONG_OF_TEN_BYTES = 1 << 62
-_WALKED = 16
-"""Of so few records each is walked at once: computing sizes costs some hundred calls into Arrow, however few they are."""
 _JUDGED_SINGLY = 32
-"""Batches up to this size are judged record by record instead of halved again; walking 32 records costs about one call."""
+"""So few records are walked one by one: computing sizes takes some hundred calls into Arrow, however few the records are."""
 
 
 class Decoder:
@@ -52,8 +50,7 @@ class Decoder:
 
     def __call__(self, payloads: Sequence[bytes]) -> tuple[pa.RecordBatch, dict[int, str]]:
         """The good records as columns, in order, and what is wrong with each bad one by its index."""
-        few = len(payloads) <= _WALKED
-        raw = None if few else self._sound(payloads)
+        raw = self._sound(payloads) if len(payloads) > _JUDGED_SINGLY else None
         bad: dict[int, str] = {}
         if raw is None:
             bad = self._judge(payloads, range(len(payloads)))

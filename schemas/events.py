@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime
 __all__ = [
     "EPOCH",
     "EVENT_TYPES",
+    "KEY_MAX_BYTES",
     "Answer",
     "ConsentStated",
     "CustomerErased",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+KEY_MAX_BYTES = 512
+"""Longest text that stands in an index: a B-tree entry of PostgreSQL holds about 2,700 bytes, and keys are combined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,9 @@ from caudal.settings import KafkaSettings
 
 __all__ = ["Reader", "ends", "starts"]
 
+IDLE_S = 0.2
+GATHER_S = 0.05
+"""How long the next message of a chunk is waited for."""
 SILENCE_S = 60.0
 """How long a partition may give nothing before its end until Kafka counts as gone."""
 
@@ -81,11 +84,11 @@ class Reader:
         wanted = {p: end for p, end in ends.items() if self.position.get(p, 0) < end}
         self._consumer.assign([TopicPartition(self._topic, p, self.position.get(p, 0)) for p in wanted])
         heard = time.monotonic()
+        chunk: list[Message] = []
         while wanted:
-            found = self._consumer.consume(1, 0.2)
-            while found and len(found) < most and (more := self._consumer.consume(most - len(found), 0.05)):
-                found += more
-            chunk = []
+            # never more than is left: what is written meanwhile would keep a chunk open for as long as it keeps coming
+            room = min(most - len(chunk), self.left(wanted))
+            found = self._consumer.consume(room, GATHER_S if chunk else IDLE_S)
             for message in found:
                 if (error := message.error()) is not None:
                     raise kafka.translate_error(KafkaException(error))
@@ -93,10 +96,9 @@ class Reader:
                 if self.position.get(partition, 0) <= offset < ends[partition]:
                     chunk.append(message)
                     self.position[partition] = offset + 1
-            if chunk:
+            if found:
                 heard = time.monotonic()
-                yield chunk
-            else:
+            elif not chunk:
                 self._skip(wanted)
                 if time.monotonic() - heard > SILENCE_S:
                     raise BrokerUnavailable(f"Kafka gives none of the {self.left(ends)} events that are left")
@@ -104,6 +106,9 @@ class Reader:
             if done:  # nothing more of them is fetched while the others go on
                 self._consumer.incremental_unassign([TopicPartition(self._topic, p) for p in done])
                 wanted = {p: end for p, end in wanted.items() if p not in done}
+            if chunk and (not found or not wanted or len(chunk) >= most):
+                yield chunk
+                chunk = []
 
     def left(self, ends: Mapping[int, int]) -> int:
         """How many offsets lie before the ends."""

@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -16,42 +15,11 @@ from caudal.schemas import EVENT_TYPES
 from caudal.schemas.codec import Codec, LocalRegistry
 from examples import LONG, examples
 from hypothesis import given
-from record_values import RANDOMS, event
+from logs import Record
+from record_values import RANDOMS, event, varint
 
 CODEC = Codec(LocalRegistry())
 LIMITS = [0, -1, 1, 2**31 - 1, 2**31, -(2**31), 2**32, 2**40, 2**62, 2**63 - 1, -(2**63)]
-
-
-def varint(value: int) -> bytes:
-    value = value << 1 ^ value >> 63
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A message of the log."""
-
-    data: bytes
-    place: int
-
-    def topic(self) -> str:
-        return "customer.changes"
-
-    def partition(self) -> int:
-        return 0
-
-    def offset(self) -> int:
-        return self.place
-
-    def key(self) -> bytes:
-        return b""
-
-    def value(self) -> bytes:
-        return self.data
 
 
 def hurt(rng: Random, message: bytes) -> bytes:
@@ -100,7 +68,7 @@ def decode(seed: int, batches: int) -> None:
         for place, message in enumerate(messages):
             if message in good:
                 assert rows[place] == CODEC.decode(message)
-        prepare(CODEC, [Sent(message, place) for place, message in enumerate(messages)])
+        prepare(CODEC, [Record((0, place), message) for place, message in enumerate(messages)])
 
 
 @examples(10)
@@ -112,11 +80,8 @@ def test_every_message_is_a_row_or_put_aside_and_good_neighbours_are_as_if_alone
 def test_no_bytes_take_the_process_down_or_more_memory_than_it_may_have() -> None:
     batches = 2_000 if LONG else 30
     command = [sys.executable, "-m", "test_bad_columns", str(batches)]
-    folder = Path(__file__).parent
-    path = os.pathsep.join([str(folder), str(folder.parent / "unit")])
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=800, check=False
-    )
+    own = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=800, check=False)
     assert (done.stdout, done.returncode) == ("alive\n", 0), done.stderr[-2000:]
 
 

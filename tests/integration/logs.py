@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
@@ -12,35 +11,12 @@ from caudal.projections import FACTS, LIVE, VIEWS, Runner, select_sql
 from caudal.schemas import Event
 from caudal.schemas.codec import Codec
 
+from benchmarks._generate import Record
 from caudal import kafka, postgres
 from caudal.settings import Settings
 
 TABLES = ("links", *(f.name for f in FACTS), *(f"{f.name}_parts" for f in FACTS if f.partial), *(v.name for v in VIEWS))
 PARTITIONS = 4
-
-
-@dataclass(frozen=True)
-class Record:
-    """A message as the runner reads it."""
-
-    place: tuple[int, int]
-    data: bytes
-    customer: str = ""
-
-    def topic(self) -> str:
-        return "customer.changes"
-
-    def partition(self) -> int:
-        return self.place[0]
-
-    def offset(self) -> int:
-        return self.place[1]
-
-    def key(self) -> bytes:
-        return self.customer.encode()
-
-    def value(self) -> bytes:
-        return self.data
 
 
 def records(codec: Codec, events: Sequence[Event], *, start: dict[int, int] | None = None) -> list[Record]:

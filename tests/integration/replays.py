@@ -16,7 +16,7 @@ from caudal.schemas.codec import Codec
 from logs import PARTITIONS, connect
 
 from caudal import kafka
-from caudal.errors import LostPartition
+from caudal.errors import Retryable
 from caudal.settings import Settings
 
 
@@ -71,7 +71,7 @@ class Projection:
                             self.runner.apply(self.runner.decode(chunk))
                         self.runner.idle()
                         self._stop.wait(0.02)
-                except LostPartition:
+                except Retryable:  # a lost partition, too
                     continue
                 finally:
                     reader.close()

@@ -28,6 +28,7 @@ from caudal.projections._view import View
 from caudal.projections.metrics import metrics
 from caudal.projections.replay import Record, _build, _one_view, _replay, cancel, drop, held
 from caudal.projections.replay import _load as loading
+from caudal.projections.replay._log import Reader
 from caudal.schemas.codec import Codec
 from confluent_kafka import TopicPartition
 from logs import PARTITIONS, apply, contents, fill, rebuilt
@@ -80,6 +81,21 @@ class Readers:
                 except httpx.HTTPError as exc:
                     status = type(exc).__name__
                 self.statuses[status] = self.statuses.get(status, 0) + 1
+
+
+@pytest.mark.timeout(60)
+def test_reading_to_an_end_is_not_held_up_by_what_is_written_behind_it(settings: Settings, codec: Codec) -> None:
+    events = _generate.events(1_000_000, 200)
+    with Source(settings, codec, events, rate=200) as source:
+        until(lambda: source.sent > 50, "traffic")
+        topic = kafka.topic(settings.kafka, kafka.CHANGES)
+        ends = kafka.end_offsets(settings.kafka, [topic])[topic]
+        reader = Reader(settings.kafka, topic, dict.fromkeys(ends, 0))
+        # a chunk has room for whatever comes: it would never be full, and something always comes
+        found = [message for chunk in reader.upto(ends, most=1_000_000) for message in chunk]
+        reader.close()
+    assert len(found) == sum(ends.values())
+    assert reader.position == ends
 
 
 @pytest.mark.timeout(300)

@@ -24,6 +24,16 @@ DOUBLES = (0.0, -0.0, 1.5, -34.9, 5e-324, 1.7e308, float("inf"), float("-inf"))
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def varint(value: int) -> bytes:
+    """A number as Avro writes it."""
+    value = value << 1 ^ value >> 63
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
 def text(rng: Random) -> str:
     if rng.random() < 0.3:
         return rng.choice(TEXTS) if rng.random() < 0.99 else "ç" * 5000

@@ -18,7 +18,7 @@ from caudal.schemas import EVENT_TYPES, ConsentStated, Identifier, OrderLine, Or
 from caudal.schemas._types import RECORDS, schema_of
 from caudal.schemas.codec import Codec, LocalRegistry, arrow_schema, to_event
 from hypothesis import given, settings
-from record_values import RANDOMS, damaged, event
+from record_values import RANDOMS, damaged, event, varint
 from record_values import record as any_record
 
 from caudal.errors import BadSchema, UndecodableRecord, UnusableEvent
@@ -129,15 +129,6 @@ def test_no_messages_give_no_batches() -> None:
 # --- garbage, kind by kind: (Avro type, bytes, whether they are a record) ---
 
 
-def varint(value: int) -> bytes:
-    value = value << 1 ^ value >> 63
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
 LONGS = {"type": "array", "items": "long"}
 WORDS = {"type": "map", "values": "string"}
 TIME = {"type": "long", "logicalType": "timestamp-micros"}
@@ -173,8 +164,9 @@ GARBAGE = {
 
 @pytest.mark.parametrize("name", GARBAGE)
 @pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("times", [1, 40])  # few are walked one by one, many are judged by their sizes first
 def test_garbage_is_put_aside_and_unusual_bytes_are_read(
-    name: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, fast: bool, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, body, sound = GARBAGE[name]
     monkeypatch.setattr("caudal.schemas.codec.schema_of", lambda _: parsed)
@@ -184,9 +176,9 @@ def test_garbage_is_put_aside_and_unusual_bytes_are_read(
     parsed = parse(schema)
     registry = LocalRegistry()
     header = b"\0" + registry.add(schema).to_bytes(4, "big")
-    columns = Codec(registry, fast=fast).decode_columns([header + body])
-    assert [index for index, _ in columns.bad] == ([] if sound else [0])
-    assert [batch.num_rows for _, batch, _ in columns.batches] == ([1] if sound else [])
+    columns = Codec(registry, fast=fast).decode_columns([header + body] * times)
+    assert [index for index, _ in columns.bad] == ([] if sound else [*range(times)])
+    assert [batch.num_rows for _, batch, _ in columns.batches] == ([times] if sound else [])
 
 
 @pytest.mark.parametrize(
