@@ -247,7 +247,7 @@ def test_one_worker_proves_a_sample_a_day_and_all_show_the_result(hub: Hub) -> N
     hub.conn.execute("UPDATE live.profiles SET city = 'Natal'")
     assert other.prove("2026-03-01") == first, "it was done on that day"
     with connect(hub.settings) as holder:
-        holder.execute("SELECT pg_advisory_lock(%s)", (0x6361_7566,))
+        holder.execute("SELECT pg_advisory_lock(%s)", (0x6361_7567,))
         assert other.prove("2026-03-02") is None, "another worker is at it"
     second = other.prove("2026-03-02")
     assert second is not None
