@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from caudal.projections._view import View
 
-__all__ = ["SEGMENTS", "segment_members"]
+__all__ = ["MEMBERS", "SEGMENTS", "segment_members"]
 
 SEGMENTS = {
     "buyers": "m.orders_count >= 1",
@@ -39,3 +39,10 @@ segment_members = View(
         LEFT JOIN LATERAL (SELECT * FROM {{schema}}.metrics x WHERE x.customer_id = k.customer_id {{fence}}) m ON true
     """,
 )
+
+MEMBERS = """(
+    SELECT customer_id, segment, NULL::timestamptz AS entered_at FROM live.segment_members
+    UNION ALL
+    SELECT m.customer_id, s.name, m.entered_at FROM hub.segment_memberships m JOIN hub.segments s ON s.id = m.segment_id
+)"""
+"""Who is in which segment, built-in or defined (see membership/): rows (customer_id, segment, entered_at)."""

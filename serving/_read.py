@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from caudal.projections import PROVENANCE
 from caudal.projections.profiles import FIELDS
+from caudal.projections.segments import MEMBERS
 from caudal.schemas import position
 from psycopg_pool import AsyncConnectionPool
 
@@ -47,8 +48,8 @@ _CUSTOMERS = """
         (SELECT jsonb_object_agg(v.field, to_jsonb(v) - 'field') FROM ({provenance}) v),
         (SELECT jsonb_object_agg(v.name, to_jsonb(v) - 'name') FROM ({attributes}) v),
         (SELECT to_jsonb(m) - 'customer_id' FROM live.metrics m WHERE m.customer_id = ids.customer_id),
-        (SELECT jsonb_agg(to_jsonb(g) - 'customer_id' ORDER BY g.segment)
-         FROM live.segment_members g WHERE g.customer_id = ids.customer_id),
+        (SELECT jsonb_agg(jsonb_strip_nulls(to_jsonb(g) - 'customer_id') ORDER BY g.segment)
+         FROM {members} g WHERE g.customer_id = ids.customer_id),
         (SELECT jsonb_agg(to_jsonb(c) - '{{event_id,captured_at,stated}}'::text[]
                           ORDER BY c.purpose, c.occurred_at DESC, c.captured_at DESC, c.event_id DESC)
          FROM live.links l JOIN live.consents c USING (subject)
@@ -201,6 +202,7 @@ class Customers:
         names = {"schema": "live", "priority": priority, "fence": ""}  # one customer: no plan needs a fence
         parts = {
             "position": POSITION,
+            "members": MEMBERS,
             "provenance": _PROVENANCE.format(**names),
             "attributes": _ATTRIBUTES.format(**names),
         }

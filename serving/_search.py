@@ -24,6 +24,7 @@ from caudal.projections.criteria.compile import Compiler
 from caudal.projections.criteria.fields import FIELDS
 from caudal.projections.metrics import metrics
 from caudal.projections.profiles import profiles
+from caudal.projections.segments import MEMBERS
 from caudal.serving._read import POSITION, Answer, token_of
 from psycopg_pool import AsyncConnectionPool
 
@@ -51,7 +52,7 @@ FACETS = {
         "SELECT m.favourite_category, f.customer_id FROM found f JOIN live.metrics m USING (customer_id)"
         " WHERE m.favourite_category IS NOT NULL"
     ),
-    "segment": "SELECT g.segment, f.customer_id FROM found f JOIN live.segment_members g USING (customer_id)",
+    "segment": f"SELECT g.segment, f.customer_id FROM found f JOIN {MEMBERS} g USING (customer_id)",
 }
 """What can be counted by value → rows (value, customer)."""
 
@@ -126,7 +127,7 @@ class _Query:
     def _column(self, name: str) -> str:
         if name == "segments":
             return (
-                "(SELECT coalesce(array_agg(g.segment ORDER BY g.segment), '{}') FROM live.segment_members g"
+                f"(SELECT coalesce(array_agg(g.segment ORDER BY g.segment), '{{}}') FROM {MEMBERS} g"
                 " WHERE g.customer_id = p.customer_id)"
             )
         if name in _JSONB:

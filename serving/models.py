@@ -24,10 +24,11 @@ class Stated(_Shape):
     since: datetime | None = Field(description="When the statement that holds it was made.")
 
 
-class Segment(BaseModel):
+class Segment(_Shape):
     """Membership of one segment."""
 
     segment: str
+    entered_at: datetime | None = Field(default=None, description="Since when; left out for built-in segments.")
 
 
 class Consent(_Shape):

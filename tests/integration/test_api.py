@@ -136,6 +136,10 @@ def world(settings, conn):
         "live.metrics", customer_id=JOANA, orders_count=1, spend_minor=Jsonb({"BRL": 19000}), open_tickets_count=1
     )
     world.insert("live.segment_members", customer_id=JOANA, segment="buyers")
+    world.insert("hub.segments", name="vips", revision=1)
+    world.conn.execute(
+        "INSERT INTO hub.segment_memberships SELECT %s, id, %s FROM hub.segments WHERE name = 'vips'", (JOANA, at(7))
+    )
     world.project(p0=12, p3=4)
     return world
 
@@ -166,7 +170,10 @@ def test_a_customer_is_told_with_the_source_of_every_value(http):
     assert customer["metrics"]["orders_count"] == 1
     assert customer["metrics"]["spend_minor"] == {"BRL": 19000}
     assert customer["metrics"]["open_tickets_count"] == 1
-    assert [s["segment"] for s in customer["segments"]] == ["buyers"]
+    assert customer["segments"] == [
+        {"segment": "buyers"},
+        {"segment": "vips", "entered_at": "2026-03-01T19:00:00+00:00"},
+    ]
     assert [(c["state"], c["source"]) for c in customer["consents"]] == [("withdrawn", "shop"), ("granted", "crm")]
     assert [s["subject"] for s in customer["subjects"]] == ["crm:contact:9", "shop:customer:1"]
     assert not any(s["deleted"] for s in customer["subjects"])

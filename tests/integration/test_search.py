@@ -57,6 +57,8 @@ def conn(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
         for number, customer in enumerate(IDS):
             _insert(conn, number, customer)
         conn.execute("INSERT INTO live.segment_members VALUES (%s, 'buyers'), (%s, 'buyers')", (IDS[0], IDS[1]))
+        conn.execute("INSERT INTO hub.segments (name, revision) VALUES ('vips', 1)")
+        conn.execute("INSERT INTO hub.segment_memberships SELECT %s, id, now() FROM hub.segments", (IDS[0],))
         conn.execute("INSERT INTO live.offsets VALUES (0, 7)")
         yield conn
 
@@ -135,13 +137,13 @@ def test_counts_facets_and_fields_are_what_was_asked_for(api):
     assert found["facets"] == {
         "city": [{"value": v, "count": 1} for v in ("Lisboa", "Recife", "São Paulo")],
         "source": [{"value": "crm", "count": 3}, {"value": "shop", "count": 2}],
-        "segment": [{"value": "buyers", "count": 2}],
+        "segment": [{"value": "buyers", "count": 2}, {"value": "vips", "count": 1}],
         "favourite_category": [{"value": "shoes", "count": 2}],
     }
     [first] = found["customers"]
     assert first.pop("age") >= 35
     assert first == {
-        "customer_id": str(IDS[0]), "email": "joao@example.com", "segments": ["buyers"], "attributes": {"tier": "gold"},
+        "customer_id": str(IDS[0]), "email": "joao@example.com", "segments": ["buyers", "vips"], "attributes": {"tier": "gold"},
         "spend_minor": {"BRL": 90_000}, "average_order_minor.BRL": 18_000.0,
     }  # fmt: skip
 
