@@ -57,6 +57,8 @@ class Scope(StrEnum):
 
     CUSTOMERS_READ = "customers:read"
     CHANGES_READ = "changes:read"
+    SEGMENTS_READ = "segments:read"
+    SEGMENTS_WRITE = "segments:write"
     METRICS_READ = "metrics:read"
     OPERATE = "operate"
     ADMIN = "admin"

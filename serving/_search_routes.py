@@ -15,7 +15,7 @@ from fastapi import FastAPI, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["SearchBody", "register"]
+__all__ = ["SearchBody", "problem_of", "register"]
 
 Format = Literal["json", "csv", "ndjson", "parquet"]
 
@@ -100,7 +100,7 @@ async def _answered(search: Search, body: SearchBody) -> Response:
         parts = encoded(body.format, asked.fields, search.export(asked))
         first = await anext(parts, b"")  # what is wrong with the search is found before the answer begins
     except criteria.BadCriteria as exc:
-        raise _problem(exc) from exc
+        raise problem_of(exc) from exc
 
     async def whole() -> Any:
         yield first
@@ -112,7 +112,8 @@ async def _answered(search: Search, body: SearchBody) -> Response:
     return StreamingResponse(whole(), headers=headers, media_type=MEDIA_TYPES[body.format])
 
 
-def _problem(exc: criteria.BadCriteria) -> Problem:
+def problem_of(exc: criteria.BadCriteria) -> Problem:
+    """What is wrong with criteria or a search, and where."""
     more: dict[str, Any] = {}
     if exc.position is not None:
         more["position"] = exc.position

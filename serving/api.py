@@ -8,16 +8,16 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-import orjson
 from caudal.projections import priority_sql
 from caudal.schemas.codec import Codec, Registry
-from caudal.serving import _docs, _replays, _search_routes
+from caudal.serving import _answers, _docs, _replays, _search_routes, _segment_routes
 from caudal.serving._indexing import Indexing
 from caudal.serving._positions import Positions, decode
-from caudal.serving._problems import Boundary, Problem, install, response
-from caudal.serving._read import KINDS, Answer, Cursor, Customers, Missing, Timeline
+from caudal.serving._problems import Boundary, Problem, install
+from caudal.serving._read import KINDS, Cursor, Customers, Missing, Timeline
 from caudal.serving._ready import Readiness
 from caudal.serving._search import Search
+from caudal.serving._segments import Segments
 from caudal.serving._stream import EventStream, Selection, Streams
 from caudal.serving._tail import TOPICS
 from caudal.serving.models import CustomerAnswer, CustomersAnswer, ProblemDocument, TimelineAnswer
@@ -39,11 +39,12 @@ TOKEN_IN_ADDRESS = {"/docs", "/openapi.json", "/changes"}
 
 _TAGS = [
     {"name": "customers", "description": "Who the customers are, with the source of every value."},
+    {"name": "segments", "description": "Who belongs to what, since when and why."},
     {"name": "changes", "description": "What changes, as it changes."},
     {"name": "operations", "description": "Health, figures and this page."},
 ]
 _DESCRIPTION = """
-Every answer with data carries a `token` (also as the header `Caudal-Token`): the part of the log that it reflects. A read with
+Every answer with data of the log carries a `token` (also as the header `Caudal-Token`): the part of the log that it reflects. A read with
 `min-token` waits until it reflects at least that. Every error is an RFC 9457 problem document with a stable `code`.
 """
 
@@ -80,6 +81,7 @@ class _Api:
         priority = priority_sql({name: source.priority for name, source in sources.load(settings).items()})
         self.customers = Customers(self.pool, priority)
         self.search = Search(self.pool)
+        self.segments = Segments(self.pool)
         self.indexing = Indexing(settings.postgres)
         self.timeline = Timeline(self.pool)
         self.positions = Positions(self.pool, settings.kafka, settings.serving.min_token_wait_s)
@@ -124,6 +126,17 @@ def build(settings: Settings) -> FastAPI:
     _operations(app, api)
     _customers(app, api)
     _changes(app, api)
+    _segment_routes.add(
+        app,
+        api.segments,
+        _segment_routes.Changes(settings),
+        _segment_routes.Access(
+            _needs(api, access.Scope.SEGMENTS_READ),
+            _needs(api, access.Scope.SEGMENTS_WRITE),
+            _needs(api, access.Scope.CUSTOMERS_READ),
+        ),
+        {**_ERRORS, 404: _MISSING[404]},
+    )
     _replays.add(app, _replays.Replays(settings), _needs(api, access.Scope.OPERATE), _ERRORS)
     return app
 
@@ -165,7 +178,7 @@ async def _grant(api: _Api, token: str | None, scope: access.Scope | None) -> ac
 def _operations(app: FastAPI, api: _Api) -> None:
     @app.get("/health", tags=["operations"], summary="The process lives")
     async def health() -> Response:
-        return _json({"status": "ok"})
+        return _answers.json({"status": "ok"})
 
     @app.get(
         "/ready", tags=["operations"], summary="PostgreSQL, Kafka and the views answer", responses={503: _ERRORS[503]}
@@ -176,7 +189,7 @@ def _operations(app: FastAPI, api: _Api) -> None:
             raise Problem(
                 503, "not_ready", f"not ready: {', '.join(missing)}", headers={"retry-after": "1"}, missing=missing
             )
-        return _json({"status": "ready"})
+        return _answers.json({"status": "ready"})
 
     @app.get(
         "/metrics",
@@ -190,7 +203,7 @@ def _operations(app: FastAPI, api: _Api) -> None:
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[_needs(api, None)])
     async def openapi() -> Response:
-        return _json(app.openapi())
+        return _answers.json(app.openapi())
 
     @app.get("/docs", include_in_schema=False, dependencies=[_needs(api, None)])
     async def docs() -> Response:
@@ -236,8 +249,8 @@ def _customers(app: FastAPI, api: _Api) -> None:
     async def read(customer_id: _CustomerId) -> Response:
         found = await api.customers.by_id(customer_id)
         if isinstance(found, Missing):
-            return _missing(found, "")
-        return _answer(found, found.data)
+            return _answers.missing(found, "/customers/{}")
+        return _answers.answer(found, found.data)
 
     @app.get(
         "/customers",
@@ -277,7 +290,7 @@ def _customers(app: FastAPI, api: _Api) -> None:
             found = await api.customers.by_subject(value)
         else:
             found = await api.customers.by_identifier(kind, value)
-        return _answer(found, {"customers": found.data})
+        return _answers.answer(found, {"customers": found.data})
 
     @app.get(
         "/customers/{customer_id}/timeline",
@@ -302,8 +315,8 @@ def _customers(app: FastAPI, api: _Api) -> None:
             raise Problem(422, "invalid_parameters", f"before: {exc}") from exc
         found = await api.timeline.page(customer_id, before=cursor, limit=limit, kinds=chosen)
         if isinstance(found, Missing):
-            return _missing(found, "/timeline")
-        return _answer(found, {"customer_id": customer_id, **found.data})
+            return _answers.missing(found, "/customers/{}/timeline")
+        return _answers.answer(found, {"customer_id": customer_id, **found.data})
 
 
 def _changes(app: FastAPI, api: _Api) -> None:
@@ -364,32 +377,3 @@ def _chosen(given: str | None, known: tuple[str, ...], name: str) -> list[str]:
     if not set(chosen) <= set(known):
         raise Problem(422, "invalid_parameters", f"{name}: known are {', '.join(known)}")
     return chosen
-
-
-def _json(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(data), status, {"cache-control": "no-store", **(headers or {})}, "application/json")
-
-
-def _answer(found: Answer, data: dict[str, Any]) -> Response:
-    return _json({**data, "token": found.token}, headers={"caudal-token": found.token})
-
-
-def _missing(found: Missing, rest: str) -> Response:
-    headers = {"caudal-token": found.token}
-    if found.erased:
-        return response(Problem(410, "customer_erased", "the customer was erased", headers=headers, token=found.token))
-    if len(found.went_to) == 1:
-        into = found.went_to[0]
-        headers["location"] = f"/customers/{into}{rest}"
-        # not to be cached: a merge can be undone
-        return _json({"merged_into": into, "token": found.token}, 308, headers)
-    if found.went_to:
-        ids = [str(i) for i in found.went_to]
-        detail = "the customer was split into several"
-        return response(Problem(404, "customer_split", detail, headers=headers, split_into=ids, token=found.token))
-    return response(
-        Problem(
-            404, "unknown_customer", "no customer has this id; GET /customers looks one up by an identifier",
-            headers=headers, token=found.token,
-        )
-    )  # fmt: skip

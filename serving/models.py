@@ -8,7 +8,23 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Customer", "CustomerAnswer", "CustomersAnswer", "ProblemDocument", "SearchAnswer", "TimelineAnswer"]
+__all__ = [
+    "Customer",
+    "CustomerAnswer",
+    "CustomersAnswer",
+    "ExplainAnswer",
+    "HistoryAnswer",
+    "ListedAnswer",
+    "MembersAnswer",
+    "OverlapAnswer",
+    "PreviewAnswer",
+    "ProblemDocument",
+    "SearchAnswer",
+    "SegmentAnswer",
+    "SegmentsAnswer",
+    "TimelineAnswer",
+    "VersionsAnswer",
+]
 
 
 class _Shape(BaseModel):
@@ -143,6 +159,143 @@ class SearchAnswer(_Shape):
     count: Count | None = None
     facets: dict[str, list[Value]] | None = None
     token: str
+
+
+class SegmentAnswer(_Shape):
+    """A segment."""
+
+    name: str
+    kind: str = Field(description="criteria, list or built-in.")
+    description: str
+    state: str = Field(
+        description="filling: its newest version is applied to everyone; live; leaving: its members are leaving; archived."
+    )
+    progress: float | None = Field(description="While filling or leaving: the part of the customers that is done.")
+    version: int | None
+    criteria: dict[str, Any] | None = Field(description="The condition tree; null for a list or a built-in segment.")
+    text: str | None = Field(description="The same in the text form.")
+    created_at: datetime | None
+    changed_at: datetime | None
+    size: int | None = Field(default=None, description="Members; null in a list of segments when counting takes long.")
+    change: str | None = Field(
+        default=None, description="After a change: created, edited, restored, described, unchanged or archived."
+    )
+
+
+class SegmentsAnswer(_Shape):
+    """All segments by name."""
+
+    segments: list[SegmentAnswer]
+
+
+class Version(_Shape):
+    """What a segment was from a time on."""
+
+    version: int
+    criteria: dict[str, Any] | None
+    description: str
+    changed_at: datetime
+    changed_by: str = Field(description="The token's name, or `cli`.")
+
+
+class VersionsAnswer(_Shape):
+    """A segment's versions, newest first."""
+
+    versions: list[Version]
+
+
+class Member(_Shape):
+    """A member of a segment."""
+
+    customer_id: UUID
+    entered_at: datetime | None = Field(description="Null for built-in segments.")
+
+
+class MembersAnswer(_Shape):
+    """A page of members by id."""
+
+    members: list[Member]
+    next: UUID | None = Field(description="Give it as `after` for the following page; null at the end.")
+
+
+class InCommon(_Shape):
+    """What two segments have in common."""
+
+    segment: str
+    count: int
+    share: float = Field(description="Of the segment asked about, 0 to 1.")
+
+
+class OverlapAnswer(_Shape):
+    """How many are in other segments too, most first."""
+
+    size: int
+    exact: bool = Field(description="False: estimated from a sample.")
+    segments: list[InCommon]
+
+
+class PreviewAnswer(_Shape):
+    """How many customers criteria hold of, and some of them."""
+
+    count: Count
+    sample: list[Found]
+    overlap: OverlapAnswer | None = None
+    token: str
+
+
+class MembershipChange(_Shape):
+    """A customer entered or left."""
+
+    change: str = Field(description="entered or left.")
+    at: datetime
+    version: int = Field(description="Of the segment's criteria.")
+    cause: str = Field(description="The event's id; `time`; or `definition`: criteria or list changed.")
+
+
+class HistoryItem(MembershipChange):
+    """A customer entered or left a segment."""
+
+    segment: str
+
+
+class HistoryAnswer(_Shape):
+    """A page of what a customer entered and left, newest first."""
+
+    customer_id: UUID
+    items: list[HistoryItem]
+    next: str | None = Field(description="Give it as `before` for the following page; null at the end.")
+
+
+class Explained(_Shape):
+    """A condition of the criteria and whether it holds."""
+
+    path: str = Field(description="Where it stands in the tree; empty for the whole.")
+    condition: str
+    holds: bool
+    next_look_at: datetime | None = Field(description="It doesn't change before this time without an event.")
+
+
+class ExplainAnswer(_Shape):
+    """Why a customer is in a segment or not."""
+
+    segment: str
+    customer_id: UUID
+    member: bool
+    since: datetime | None
+    last_change: MembershipChange | None
+    holds: bool = Field(description="What is so this moment; the membership follows a moment later.")
+    next_look_at: datetime | None = Field(description="Nothing changes before this time without an event.")
+    would_change: str | None = Field(description="What would make the customer enter or leave.")
+    conditions: list[Explained]
+
+
+class ListedAnswer(_Shape):
+    """What became of the ids."""
+
+    changed: int = Field(description="Put on the list, or taken off it.")
+    unchanged: int = Field(description="Were on it already, or weren't on it.")
+    unknown: int = Field(description="Mean no customer, or several that one was split into.")
+    malformed: int = Field(description="Are no ids.")
 
 
 class ProblemDocument(BaseModel):

@@ -26,7 +26,10 @@ app = typer.Typer(help="Tokens for the API: create, list, revoke.", no_args_is_h
 def create(
     name: Annotated[str, typer.Argument(help="What the token is for; shown in lists.")],
     scope: Annotated[
-        list[str], typer.Option(help="What it allows: customers:read, changes:read, metrics:read, operate, admin.")
+        list[str],
+        typer.Option(
+            help="What it allows: customers:read, changes:read, segments:read, segments:write, metrics:read, operate, admin."
+        ),
     ],
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires. Unset: never.")] = None,
     as_json: Json = False,

@@ -23,10 +23,13 @@ from psycopg.types.json import Jsonb
 from caudal.errors import Poison
 
 __all__ = [
+    "COLUMNS",
+    "NAME",
     "BadSegment",
     "Draft",
     "Saved",
     "Segment",
+    "SegmentConflict",
     "UnknownSegment",
     "archive",
     "create",
@@ -34,11 +37,13 @@ __all__ = [
     "edit",
     "locked",
     "named",
+    "of_row",
     "save",
+    "unknown",
 ]
 
-_COLUMNS = "id, name, version, state, description, criteria, filled, revision, created_at, changed_at"
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+COLUMNS = "id, name, version, state, description, criteria, filled, revision, created_at, changed_at"
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _MAX_DESCRIPTION = 1_000
 _GONE = {"leaving", "archived"}
 
@@ -47,6 +52,12 @@ class BadSegment(Poison):
     """A segment can't be changed as asked."""
 
     code = "bad_segment"
+
+
+class SegmentConflict(BadSegment):
+    """What was asked doesn't go with what there is."""
+
+    code = "segment_conflict"
 
 
 class UnknownSegment(Poison):
@@ -110,7 +121,7 @@ class Saved:
 def defined(conn: psycopg.Connection[Any], *, archived: bool = False) -> list[Segment]:
     """Every segment that is kept up, by name; also those that no longer are when `archived`."""
     only = "" if archived else "WHERE state <> 'archived'"
-    return [_segment(row) for row in conn.execute(f"SELECT {_COLUMNS} FROM hub.segments {only} ORDER BY name")]
+    return [of_row(row) for row in conn.execute(f"SELECT {COLUMNS} FROM hub.segments {only} ORDER BY name")]
 
 
 def named(conn: psycopg.Connection[Any], name: str) -> Segment:
@@ -119,10 +130,12 @@ def named(conn: psycopg.Connection[Any], name: str) -> Segment:
     Raises:
         UnknownSegment: there is none.
     """
-    row = conn.execute(f"SELECT {_COLUMNS} FROM hub.segments WHERE name = %s", (name,)).fetchone()
+    row = None
+    if NAME.fullmatch(name):
+        row = conn.execute(f"SELECT {COLUMNS} FROM hub.segments WHERE name = %s", (name,)).fetchone()
     if row is None:
         raise unknown(name, [n for (n,) in conn.execute("SELECT name FROM hub.segments WHERE state <> 'archived'")])
-    return _segment(row)
+    return of_row(row)
 
 
 def unknown(name: str, known: Sequence[str]) -> UnknownSegment:
@@ -138,13 +151,14 @@ def create(conn: psycopg.Connection[Any], draft: Draft, by: str) -> Saved:
     """Make a segment; one of this name that was archived comes back.
 
     Raises:
-        BadSegment: there is one already, or see `save`.
+        SegmentConflict: there is one already, or see `save`.
+        BadSegment: see `save`.
         BadCriteria: see `save`.
     """
     with locked(conn):
         row = conn.execute("SELECT state FROM hub.segments WHERE name = %s", (draft.name,)).fetchone()
         if row is not None and row[0] not in _GONE:
-            raise BadSegment(f"there is a segment {draft.name} already", hint="edit it, or choose another name")
+            raise SegmentConflict(f"there is a segment {draft.name} already", hint="edit it, or choose another name")
         return save(conn, [draft], by)[0]
 
 
@@ -179,7 +193,8 @@ def save(conn: psycopg.Connection[Any], drafts: Sequence[Draft], by: str) -> lis
         by: who wants it, for the versions.
 
     Raises:
-        BadSegment: a name, a description or a change that can't be.
+        BadSegment: a name or a description that can't be.
+        SegmentConflict: a list can't get criteria, nor criteria become a list.
         BadCriteria: criteria name a segment that isn't there, or contain each other.
     """
     for draft in drafts:
@@ -205,7 +220,7 @@ def archive(conn: psycopg.Connection[Any], name: str) -> Saved:
 
     Raises:
         UnknownSegment: there is none.
-        BadSegment: other segments' criteria name it.
+        SegmentConflict: other segments' criteria name it.
     """
     with locked(conn):
         segment = named(conn, name)
@@ -213,7 +228,7 @@ def archive(conn: psycopg.Connection[Any], name: str) -> Saved:
             return Saved(segment, "unchanged")
         readers = [s.name for s in defined(conn) if s.state not in _GONE and name in _names(s.condition)]
         if readers:
-            raise BadSegment(f"{name} is read by {', '.join(readers)}", hint="archive or edit those first")
+            raise SegmentConflict(f"{name} is read by {', '.join(readers)}", hint="archive or edit those first")
         conn.execute(
             "UPDATE hub.segments SET state = 'leaving', filled = DEFAULT, changed_at = now(), revision = %s WHERE id = %s",
             (_next_revision(conn), segment.id),
@@ -230,7 +245,7 @@ def locked(conn: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 def _check(draft: Draft) -> None:
-    if not _NAME.fullmatch(draft.name):
+    if not NAME.fullmatch(draft.name):
         raise BadSegment("bad segment name", hint="up to 64 lower-case letters, digits and -, a letter or digit first")
     if draft.name in SEGMENTS:
         raise BadSegment(f"{draft.name} is built in", hint="choose another name")
@@ -265,7 +280,7 @@ def _save(conn: psycopg.Connection[Any], draft: Draft, before: Segment | None, b
         return Saved(named(conn, draft.name), "created")
     if (before.condition is None) != (draft.condition is None):
         kinds = ("a list", "criteria") if before.condition is None else ("criteria", "a list")
-        raise BadSegment(f"{draft.name} has {kinds[0]} and can't get {kinds[1]}", hint="choose another name")
+        raise SegmentConflict(f"{draft.name} has {kinds[0]} and can't get {kinds[1]}", hint="choose another name")
     description = before.description if draft.description is None else draft.description
     restored = before.state in _GONE
     # jsonb knows that 1.0 is 1, and that true isn't
@@ -306,7 +321,8 @@ def _next_revision(conn: psycopg.Connection[Any]) -> int:
     return revision
 
 
-def _segment(row: tuple[Any, ...]) -> Segment:
+def of_row(row: tuple[Any, ...]) -> Segment:
+    """The segment of a row of `COLUMNS`."""
     id_, name, version, state, description, tree_, *rest = row
     condition = None if tree_ is None else criteria.load(tree_)
     return Segment(id_, name, version, state, description, condition, *rest)

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import psycopg
 from caudal.projections._batch import ALL
-from caudal.projections.membership.definitions import BadSegment, Segment, named
+from caudal.projections.membership.definitions import Segment, SegmentConflict, named
 
 __all__ = ["Listed", "ids", "put", "take"]
 
@@ -69,7 +69,7 @@ def put(conn: psycopg.Connection[Any], name: str, given: Iterable[str]) -> Liste
 
     Raises:
         UnknownSegment: there is none.
-        BadSegment: it is no list, or archived.
+        SegmentConflict: it is no list, or archived.
     """
     with _meant(conn, name, given) as (segment, malformed):
         changed = conn.execute(_PUT, (segment.id,)).fetchall()
@@ -81,7 +81,7 @@ def take(conn: psycopg.Connection[Any], name: str, given: Iterable[str]) -> List
 
     Raises:
         UnknownSegment: there is none.
-        BadSegment: it is no list, or archived.
+        SegmentConflict: it is no list, or archived.
     """
     with _meant(conn, name, given) as (segment, malformed):
         changed = conn.execute(_TAKE, {"segment": segment.id}).fetchall()
@@ -104,9 +104,9 @@ def _meant(conn: psycopg.Connection[Any], name: str, given: Iterable[str]) -> It
     with conn.transaction():
         segment = named(conn, name)
         if segment.condition is not None:
-            raise BadSegment(f"{name} has criteria, it is no list", hint="edit its criteria instead")
+            raise SegmentConflict(f"{name} has criteria, it is no list", hint="edit its criteria instead")
         if segment.state in {"leaving", "archived"}:
-            raise BadSegment(f"{name} is archived", hint="edit it to bring it back")
+            raise SegmentConflict(f"{name} is archived", hint="edit it to bring it back")
         conn.execute("CREATE TEMP TABLE given (id uuid) ON COMMIT DROP")
         malformed = 0
         with conn.cursor() as cursor, cursor.copy("COPY given FROM STDIN") as copy:

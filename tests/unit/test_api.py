@@ -104,6 +104,9 @@ async def test_a_wrong_token_is_refused(http, may):
         ("/customers/search", "customers:read"),
         ("/changes", "changes:read"),
         ("/metrics", "metrics:read"),
+        ("/segments", "segments:read"),
+        ("/segments/loyal/members", "segments:read"),
+        (f"/customers/{ID}/segments/history", "segments:read"),
         ("/replays", "operate"),
         ("/replays/1/diff", "operate"),
     ],
@@ -112,6 +115,33 @@ async def test_every_scope_is_asked_for(http, may, path, scope):
     headers = may({s.value for s in access.Scope} - {scope, "admin"})
     document = problem(await http.get(path, headers=headers), 403, "insufficient_scope")
     assert scope in document["detail"]
+
+
+async def test_who_may_only_read_segments_changes_none_and_sees_no_sample_of_customers(http, may):
+    headers = may({"segments:read"})
+    for method, path in (
+        ("PUT", "/segments/a"),
+        ("DELETE", "/segments/a"),
+        ("POST", "/segments"),
+        ("POST", "/segments/a/list"),
+    ):
+        problem(await http.request(method, path, headers=headers, json={}), 403, "insufficient_scope")
+    answer = await http.post("/segments/preview", headers=headers, json={"criteria": "age > 3"})
+    assert "customers:read" in problem(answer, 403, "insufficient_scope")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({}, "invalid_parameters"),
+        ({"list": True, "criteria": "age > 3"}, "invalid_parameters"),
+        ({"criteria": "age > 3", "colour": "red"}, "invalid_parameters"),
+        ({"criteria": "agee > 3"}, "bad_criteria"),
+        ({"criteria": {"all": []}}, "bad_criteria"),
+    ],
+)
+async def test_a_definition_that_makes_no_sense_is_refused_before_anything_is_stored(http, may, body, code):
+    problem(await http.put("/segments/loyal", headers=may({"segments:write"}), json=body), 422, code)
 
 
 async def test_the_address_may_hold_the_token_only_where_browsers_cannot_set_headers(http, may):
@@ -146,7 +176,9 @@ async def test_the_openapi_document_lists_what_there_is(http, may):
     document = (await http.get("/openapi.json", headers=may())).json()
     assert set(document["paths"]) == {
         "/health", "/ready", "/metrics", "/customers", "/customers/{customer_id}", "/customers/{customer_id}/timeline", "/changes",
-        "/customers/search",
+        "/customers/search", "/customers/{customer_id}/segments/history",
+        "/segments", "/segments/preview", "/segments/{name}", "/segments/{name}/versions", "/segments/{name}/members",
+        "/segments/{name}/overlap", "/segments/{name}/explain/{customer_id}", "/segments/{name}/list",
         "/replays", "/replays/{id}", "/replays/{id}/diff", "/replays/{id}/progress", "/replays/{id}/swap", "/replays/{id}/rollback",
         "/replays/{id}/cancel",
     }  # fmt: skip
@@ -173,6 +205,9 @@ async def test_unknown_paths_and_methods_are_problems_too(http):
         "/changes?topics=customer.changes",
         "/changes?from=middle",
         "/changes?customer=someone",
+        "/segments/No%20Name",
+        "/segments/loyal/members?limit=0",
+        f"/customers/{ID}/segments/history?before=nonsense",
     ],
 )
 async def test_parameters_that_do_not_fit_are_named(http, may, path):

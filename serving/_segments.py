@@ -1,0 +1,316 @@
+"""What the API and the commands tell of segments. Every answer is a bounded piece of work; what would not be is estimated, and says so."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from caudal.projections import criteria
+from caudal.projections.criteria import Condition
+from caudal.projections.membership import definitions
+from caudal.projections.membership.definitions import Segment
+from caudal.projections.membership.reasons import turns
+from caudal.projections.segments import MEMBERS, SEGMENTS
+from caudal.serving._read import POSITION, Answer, Cursor, Missing, token_of, went_to
+from caudal.serving._search import Search, Searched
+from psycopg_pool import AsyncConnectionPool
+
+from caudal.postgres import translated
+
+__all__ = ["Segments", "plain"]
+
+SAMPLE = 10_000
+"""So many members of a segment are looked at for its overlap; ids are hashes, so the first ones are a fair sample."""
+CANDIDATES = 5_000
+"""So many customers are judged by criteria that take longer than `SLOW_MS`."""
+SLOW_MS = 1_000
+
+_SIZES = """
+    SELECT s.name, count(m.customer_id) FROM hub.segments s LEFT JOIN hub.segment_memberships m ON m.segment_id = s.id GROUP BY s.name
+    UNION ALL SELECT segment, count(*) FROM live.segment_members GROUP BY segment
+"""
+_VERSIONS = """
+    SELECT v.version, v.criteria, v.description, v.changed_at, v.changed_by FROM hub.segment_versions v WHERE segment_id = %s
+    ORDER BY version DESC
+"""
+_DEFINED_MEMBERS = """
+    SELECT customer_id, entered_at FROM hub.segment_memberships
+    WHERE segment_id = %(segment)s AND customer_id > %(after)s ORDER BY customer_id LIMIT %(limit)s
+"""
+_BUILT_IN_MEMBERS = """
+    SELECT customer_id, NULL::timestamptz FROM live.segment_members
+    WHERE segment = %(segment)s AND customer_id > %(after)s ORDER BY customer_id LIMIT %(limit)s
+"""
+_KNOWN = f"""
+    SELECT {POSITION}, count(*), bool_and(erased_at IS NOT NULL) AND NOT EXISTS (SELECT FROM live.profiles WHERE customer_id = %(customer)s)
+    FROM live.links WHERE customer_id = %(customer)s
+"""
+# two changes of one membership never share a moment
+_HISTORY = """
+    SELECT s.name, h.version, h.entered, h.at, h.cause, h.segment_id FROM hub.segment_history h JOIN hub.segments s ON s.id = h.segment_id
+    WHERE h.customer_id = %(customer)s AND (%(at)s::timestamptz IS NULL OR (h.at, h.segment_id) < (%(at)s, %(id)s))
+    ORDER BY h.at DESC, h.segment_id DESC LIMIT %(limit)s
+"""
+_LAST = """
+    SELECT (SELECT entered_at FROM hub.segment_memberships WHERE customer_id = %(customer)s AND segment_id = %(segment)s),
+           (SELECT jsonb_build_object('entered', h.entered, 'at', h.at, 'version', h.version, 'cause', h.cause) FROM hub.segment_history h
+            WHERE h.customer_id = %(customer)s AND h.segment_id = %(segment)s ORDER BY h.at DESC LIMIT 1),
+           EXISTS (SELECT FROM hub.segment_listed WHERE segment_id = %(segment)s AND customer_id IN (
+               SELECT %(customer)s::uuid UNION ALL
+               SELECT f.customer_id FROM hub.subjects s JOIN hub.former_customers f USING (subject) WHERE s.customer_id = %(customer)s))
+"""
+_OVERLAP = f"""
+    WITH base AS MATERIALIZED ({{base}})
+    SELECT NULL, count(*) FROM base
+    UNION ALL SELECT g.segment, count(*) FROM base JOIN {MEMBERS} g USING (customer_id) GROUP BY g.segment
+"""
+
+
+def plain(segment: Segment) -> dict[str, Any]:
+    """A defined segment as JSON values."""
+    filling = segment.state in {"filling", "leaving"}
+    return {
+        "name": segment.name,
+        "kind": "list" if segment.condition is None else "criteria",
+        "description": segment.description,
+        "state": segment.state,
+        "progress": round(segment.filled.int / 2**128, 4) if filling else None,
+        "version": segment.version,
+        "criteria": criteria.dump(segment.condition) if segment.condition else None,
+        "text": criteria.print_text(segment.condition) if segment.condition else None,
+        "created_at": segment.created_at,
+        "changed_at": segment.changed_at,
+    }
+
+
+def _built_in(name: str) -> dict[str, Any]:
+    empty = dict.fromkeys(("progress", "version", "criteria", "text", "created_at", "changed_at"))
+    return {"name": name, "kind": "built-in", "description": "", "state": "live", **empty}
+
+
+class Segments:
+    """Reads segments, built-in and defined ones."""
+
+    def __init__(self, pool: AsyncConnectionPool[Any]) -> None:
+        self._pool = pool
+        self._search = Search(pool)
+
+    async def listed(self, *, archived: bool = False) -> list[dict[str, Any]]:
+        """Every segment by name, with its size; that is None where counting would take long."""
+        only = "" if archived else "WHERE state <> 'archived'"
+        rows = await self._rows(f"SELECT {definitions.COLUMNS} FROM hub.segments {only}")
+        found = [plain(definitions.of_row(row)) for row in rows] + [_built_in(name) for name in SEGMENTS]
+        sizes = await self._in_time(_SIZES)
+        counts = None if sizes is None else dict(sizes)
+        return [
+            {**each, "size": None if counts is None else counts.get(each["name"], 0)}
+            for each in sorted(found, key=lambda each: str(each["name"]))
+        ]
+
+    async def one(self, name: str) -> dict[str, Any]:
+        """A segment with its size.
+
+        Raises:
+            UnknownSegment: there is none.
+        """
+        segment = await self._named(name)
+        size = await self._size(segment, name)
+        return {**(_built_in(name) if segment is None else plain(segment)), "size": size}
+
+    async def versions(self, name: str) -> list[dict[str, Any]]:
+        """What it was, newest first; none of a built-in segment.
+
+        Raises:
+            UnknownSegment: there is none.
+        """
+        segment = await self._named(name)
+        if segment is None:
+            return []
+        names = ("version", "criteria", "description", "changed_at", "changed_by")
+        return [dict(zip(names, row, strict=True)) for row in await self._rows(_VERSIONS, (segment.id,))]
+
+    async def members(self, name: str, *, after: uuid.UUID | None, limit: int) -> dict[str, Any]:
+        """A page of the members by id; `next` is the last one's id, None at the end.
+
+        Raises:
+            UnknownSegment: there is none.
+        """
+        segment = await self._named(name)
+        parameters = {
+            "after": after or uuid.UUID(int=0),
+            "limit": limit + 1,
+            "segment": segment.id if segment else name,
+        }
+        rows = await self._rows(_DEFINED_MEMBERS if segment else _BUILT_IN_MEMBERS, parameters)
+        members = [{"customer_id": customer, "entered_at": at} for customer, at in rows[:limit]]
+        return {"members": members, "next": members[-1]["customer_id"] if len(rows) > limit else None}
+
+    async def history(
+        self, customer: uuid.UUID, *, before: tuple[datetime, int] | None, limit: int
+    ) -> dict[str, Any] | Missing:
+        """When a customer entered and left segments and why, newest first; `before` a time and, at that time, a segment's number."""
+        if gone := await self._missing(customer):
+            return gone
+        parameters = {
+            "customer": customer,
+            "at": before and before[0],
+            "id": before[1] if before else 0,
+            "limit": limit + 1,
+        }
+        rows = await self._rows(_HISTORY, parameters)
+        items = [
+            {"segment": name, "version": version, "change": "entered" if entered else "left", "at": at, "cause": cause}
+            for name, version, entered, at, cause, _ in rows[:limit]
+        ]
+        following = Cursor(rows[limit - 1][3], str(rows[limit - 1][5])).encode() if len(rows) > limit else None
+        return {"customer_id": customer, "items": items, "next": following}
+
+    async def preview(self, condition: Condition, *, limit: int, fields: tuple[str, ...]) -> Answer:
+        """How many customers the criteria hold of now, and some of them.
+
+        Raises:
+            BadCriteria: the fields aren't there.
+        """
+        found = await self._search.page(Searched(criteria=condition, count=True, limit=limit, fields=fields))
+        return Answer(found.token, {"count": found.data["count"], "sample": found.data["customers"]})
+
+    async def overlap(self, of: str | Condition) -> dict[str, Any]:
+        """How many of a segment's members, or of whom criteria hold of, are in the other segments too, most first.
+
+        Raises:
+            UnknownSegment: there is none.
+        """
+        if isinstance(of, str):
+            segment = await self._named(of)
+            size, exact = await self._size(segment, of), True
+            base = _DEFINED_MEMBERS if segment else _BUILT_IN_MEMBERS
+            parameters = {"segment": segment.id if segment else of, "after": uuid.UUID(int=0), "limit": SAMPLE}
+            rows = await self._rows(_OVERLAP.format(base=base), parameters)
+        else:
+            found = await self._search.page(Searched(criteria=of, count=True, limit=1, fields=()))
+            size, exact = found.data["count"]["value"], found.data["count"]["exact"]
+            rows, whole = await self._judged(of)
+            exact = exact and whole
+        looked = next(count for name, count in rows if name is None)
+        others = [(name, count) for name, count in rows if name is not None and name != of]
+        exact = exact and looked == size
+        return {
+            "size": size,
+            "exact": exact,
+            "segments": [
+                {
+                    "segment": name,
+                    "count": count if exact else round(count / looked * size),
+                    "share": round(count / looked, 4),
+                }
+                for name, count in sorted(others, key=lambda each: (-each[1], each[0]))
+            ],
+        }
+
+    async def _judged(self, condition: Condition) -> tuple[list[Any], bool]:
+        """The overlap of a sample of those whom criteria hold of; and whether all customers were looked at for it."""
+        holds = criteria.predicate(condition)
+        for candidates in ("live.profiles", f"(SELECT * FROM live.profiles ORDER BY customer_id LIMIT {CANDIDATES})"):
+            base = f"""
+                SELECT p.customer_id FROM {candidates} p LEFT JOIN live.metrics m ON m.customer_id = p.customer_id
+                WHERE {holds.text} ORDER BY p.customer_id LIMIT {SAMPLE}"""
+            statement, parameters = _OVERLAP.format(base=base), {**holds.parameters, "now": datetime.now(UTC)}
+            whole = candidates == "live.profiles"
+            rows = await (self._in_time if whole else self._rows)(statement, parameters)
+            if rows is not None:
+                break
+        assert rows is not None
+        return rows, whole
+
+    async def explain(self, name: str, customer: uuid.UUID) -> dict[str, Any] | Missing:
+        """Why a customer is in a segment or not, since when, and what would change it.
+
+        Raises:
+            UnknownSegment: there is none.
+        """
+        segment = await self._named(name)
+        if gone := await self._missing(customer):
+            return gone
+        told: dict[str, Any] = {"segment": name, "customer_id": customer}
+        if segment is None:
+            statement = "SELECT EXISTS (SELECT FROM live.segment_members WHERE customer_id = %s AND segment = %s)"
+            [(member,)] = await self._rows(statement, (customer, name))
+            unknown = dict.fromkeys(("since", "last_change", "next_look_at", "would_change"))
+            return {**told, "member": member, "holds": member, **unknown, "conditions": []}
+        [(since, last, listed)] = await self._rows(_LAST, {"customer": customer, "segment": segment.id})
+        told |= {"member": since is not None, "since": since, "last_change": last and _change(last)}
+        if segment.condition is None:
+            way = "it is taken off the list" if listed else "it is put on the list"
+            return {**told, "holds": listed, "next_look_at": None, "would_change": way, "conditions": []}
+        judged = criteria.explanation(segment.condition)
+        rows = await self._rows(judged.text, {**judged.parameters, "customers": [customer], "now": datetime.now(UTC)})
+        nodes = criteria.conditions(segment.condition)
+        # nothing is known of a customer whose accounts were all deleted: no profile, so no member
+        _, holds, dues = rows[0] if rows else (customer, [False] * len(nodes), [None] * len(nodes))
+        told |= {
+            "holds": holds[0],
+            "next_look_at": dues[0],
+            "would_change": turns(
+                segment.condition, {path: held for (path, _), held in zip(nodes, holds, strict=True)}
+            ),
+        }
+        told["conditions"] = [
+            {"path": path, "condition": criteria.print_text(node), "holds": held, "next_look_at": due}
+            for (path, node), held, due in zip(nodes, holds, dues, strict=True)
+        ]
+        return told
+
+    async def _named(self, name: str) -> Segment | None:
+        """The segment; None for a built-in one."""
+        if name in SEGMENTS:
+            return None
+        rows = await self._rows(f"SELECT {definitions.COLUMNS} FROM hub.segments WHERE name = %s", (name,))
+        if not rows:
+            known = [n for (n,) in await self._rows("SELECT name FROM hub.segments WHERE state <> 'archived'")]
+            raise definitions.unknown(name, [*known, *SEGMENTS])
+        return definitions.of_row(rows[0])
+
+    async def _size(self, segment: Segment | None, name: str) -> int:
+        statement = (
+            "SELECT count(*) FROM hub.segment_memberships WHERE segment_id = %s"
+            if segment
+            else "SELECT count(*) FROM live.segment_members WHERE segment = %s"
+        )
+        [(size,)] = await self._rows(statement, (segment.id if segment else name,))
+        return int(size)
+
+    async def _missing(self, customer: uuid.UUID) -> Missing | None:
+        [(at, subjects, erased)] = await self._rows(_KNOWN, {"customer": customer})
+        if not subjects:
+            return await went_to(self._pool, customer)
+        return Missing(token_of(at), erased=True) if erased else None
+
+    async def _rows(self, statement: str, parameters: Any = None) -> list[Any]:
+        with translated():
+            async with self._pool.connection(timeout=2) as conn:
+                rows: list[Any] = await (await conn.execute(statement, parameters, prepare=False)).fetchall()
+        return rows
+
+    async def _in_time(self, statement: str, parameters: Any = None) -> list[Any] | None:
+        """The rows; None when they take longer than `SLOW_MS`."""
+        with translated():
+            async with self._pool.connection(timeout=2) as conn:
+                try:
+                    async with conn.transaction():
+                        await conn.execute(f"SET LOCAL statement_timeout = {SLOW_MS}", prepare=False)
+                        await conn.execute("SET LOCAL plan_cache_mode = force_custom_plan", prepare=False)
+                        rows: list[Any] = await (await conn.execute(statement, parameters, prepare=False)).fetchall()
+                except psycopg.errors.QueryCanceled:
+                    return None
+        return rows
+
+
+def _change(last: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "change": "entered" if last["entered"] else "left",
+        "at": last["at"],
+        "version": last["version"],
+        "cause": last["cause"],
+    }

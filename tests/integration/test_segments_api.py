@@ -1,0 +1,193 @@
+"""Segments over HTTP and by command: define, list, preview, overlap, explain, history. Who is in is written by hand here."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from api_server import running, token_of
+from caudal.projections import criteria, ensure_live
+from caudal.serving import models
+from logs import connect
+
+from caudal.settings import Settings
+
+ANA, RUI, ZOE = (uuid.UUID(int=n) for n in range(1, 4))
+NOW = datetime.now(UTC)
+LOYAL = 'city = "Recife" and bought(within = 30d)'
+
+
+@pytest.fixture
+def conn(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
+    with connect(settings) as conn:
+        ensure_live(conn)
+        for customer, name, city in ((ANA, "Ana", "Recife"), (RUI, "Rui", "Recife"), (ZOE, "Zoë", None)):
+            subject = f"shop:customer:{name}"
+            conn.execute("INSERT INTO live.links VALUES (%s, 'shop', %s, 1, NULL, NULL)", (subject, customer))
+            conn.execute(
+                "INSERT INTO live.profiles (customer_id, sources, name, city) VALUES (%s, '{shop}', %s, %s)",
+                (customer, name, city),
+            )
+        conn.execute(
+            "INSERT INTO live.orders (subject, source, occurred_at, captured_at, event_id, stated, order_id, status, placed_at, currency)"
+            " VALUES ('shop:customer:Ana', 'shop', %(at)s, %(at)s, 'e1', 0, 'o1', 'paid', %(at)s, 'BRL')",
+            {"at": NOW - timedelta(days=10)},
+        )
+        conn.execute("INSERT INTO live.segment_members VALUES (%s, 'buyers'), (%s, 'buyers')", (ANA, RUI))
+        conn.execute("INSERT INTO live.offsets VALUES (0, 7)")
+        yield conn
+
+
+@pytest.fixture
+def http(settings: Settings, conn: psycopg.Connection[Any]) -> Iterator[httpx.Client]:
+    token = token_of(settings, "segments:read", "segments:write", "customers:read", name="ana")
+    with (
+        running(settings) as address,
+        httpx.Client(base_url=address, headers={"authorization": f"Bearer {token}"}, timeout=60) as client,
+    ):
+        yield client
+
+
+def _enter(conn: psycopg.Connection[Any], name: str, *customers: uuid.UUID, at: datetime = NOW) -> None:
+    for customer in customers:
+        conn.execute(
+            "INSERT INTO hub.segment_memberships SELECT %s, id, %s FROM hub.segments WHERE name = %s",
+            (customer, at, name),
+        )
+        conn.execute(
+            "INSERT INTO hub.segment_history SELECT %s, id, version, true, %s, 'e1' FROM hub.segments WHERE name = %s",
+            (customer, at, name),
+        )
+
+
+def _told(answer: httpx.Response, model: Any, status: int = 200) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    model.model_validate_json(answer.content)
+    return answer.json()
+
+
+def _refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    return answer.json()
+
+
+def test_a_segment_is_defined_edited_and_archived(http, conn):
+    made = _told(http.post("/segments", json={"name": "loyal", "criteria": LOYAL}), models.SegmentAnswer, 201)
+    assert (made["change"], made["state"], made["progress"], made["text"]) == ("created", "filling", 0, LOYAL)
+    _refused(http.post("/segments", json={"name": "loyal", "criteria": LOYAL}), 409, "segment_conflict")
+    same = _told(http.put("/segments/loyal", json={"criteria": made["criteria"]}), models.SegmentAnswer)
+    assert (same["change"], same["version"]) == ("unchanged", 1)
+    edited = http.put("/segments/loyal", json={"criteria": "age > 3", "description": "Grown up"})
+    assert _told(edited, models.SegmentAnswer)["version"] == 2
+    assert _told(http.put("/segments/vips", json={"list": True}), models.SegmentAnswer, 201)["kind"] == "list"
+    _enter(conn, "vips", ANA)
+    found = _told(http.get("/segments"), models.SegmentsAnswer)["segments"]
+    assert {each["name"]: each["size"] for each in found if each["size"] or each["kind"] != "built-in"} == {
+        "buyers": 2, "loyal": 0, "vips": 1,
+    }  # fmt: skip
+    versions = _told(http.get("/segments/loyal/versions"), models.VersionsAnswer)["versions"]
+    assert [(v["version"], v["changed_by"], v["description"]) for v in versions] == [
+        (2, "ana", "Grown up"),
+        (1, "ana", ""),
+    ]
+    assert _told(http.delete("/segments/loyal"), models.SegmentAnswer)["state"] == "leaving"
+    assert _told(http.get("/segments/buyers"), models.SegmentAnswer)["size"] == 2
+    _refused(http.get("/segments/lloyal"), 404, "unknown_segment")
+    _refused(http.delete("/segments/buyers"), 404, "unknown_segment")
+    _refused(http.put("/segments/buyers", json={"list": True}), 422, "bad_segment")
+    fault = _refused(http.put("/segments/x", json={"criteria": 'age > 3 and segment("loyal")'}), 422, "bad_criteria")
+    assert fault["path"] == "all[1].segment"
+
+
+def test_ids_are_put_on_lists_as_text_csv_or_json(http, conn):
+    http.put("/segments/vips", json={"list": True})
+    csv = {"content-type": "text/csv"}
+    body = f"customer_id,name\n{ANA},Ana\n{RUI},Rui\nx,\n{uuid.UUID(int=9)},\n"
+    put = http.post("/segments/vips/list", content=body, headers=csv)
+    assert _told(put, models.ListedAnswer) == {"changed": 2, "unchanged": 0, "unknown": 1, "malformed": 1}
+    taken = http.request("DELETE", "/segments/vips/list", json=[str(RUI)])
+    assert _told(taken, models.ListedAnswer)["changed"] == 1
+    assert conn.execute("SELECT customer_id FROM hub.segment_listed").fetchall() == [(ANA,)]
+    _refused(http.post("/segments/vips/list", json={"ids": []}), 422, "invalid_parameters")
+    _refused(http.post("/segments/vips/list", content=b"\xff"), 422, "invalid_parameters")
+    http.put("/segments/loyal", json={"criteria": LOYAL})
+    _refused(http.post("/segments/loyal/list", content=str(ANA)), 409, "segment_conflict")
+    told = _told(http.get(f"/segments/vips/explain/{ANA}"), models.ExplainAnswer)
+    assert (told["member"], told["holds"], told["would_change"]) == (False, True, "it is taken off the list")
+
+
+def test_members_history_preview_and_overlap(http, conn):
+    http.put("/segments/vips", json={"list": True})
+    http.put("/segments/loyal", json={"criteria": LOYAL})
+    _enter(conn, "vips", ANA, RUI, ZOE, at=NOW - timedelta(days=2))
+    _enter(conn, "loyal", ANA)
+    first = _told(http.get("/segments/vips/members", params={"limit": 2}), models.MembersAnswer)
+    rest = _told(http.get("/segments/vips/members", params={"after": first["next"]}), models.MembersAnswer)
+    assert [m["customer_id"] for m in first["members"] + rest["members"]] == [str(c) for c in (ANA, RUI, ZOE)]
+    assert rest["next"] is None
+    assert _told(http.get("/segments/buyers/members"), models.MembersAnswer)["members"][0]["entered_at"] is None
+
+    path = f"/customers/{ANA}/segments/history"
+    page = _told(http.get(path, params={"limit": 1}), models.HistoryAnswer)
+    older = _told(http.get(path, params={"before": page["next"]}), models.HistoryAnswer)
+    items = page["items"] + older["items"]
+    assert [(i["segment"], i["change"], i["version"], i["cause"]) for i in items] == [
+        ("loyal", "entered", 1, "e1"), ("vips", "entered", 1, "e1"),
+    ]  # fmt: skip
+    assert older["next"] is None
+    _refused(http.get(f"/customers/{uuid.UUID(int=9)}/segments/history"), 404, "unknown_customer")
+
+    asked = {"criteria": 'city = "Recife"', "fields": ["name"], "overlap": True}
+    tried = _told(http.post("/segments/preview", json=asked), models.PreviewAnswer)
+    assert tried["count"] == {"value": 2, "exact": True}
+    assert [each["name"] for each in tried["sample"]] == ["Ana", "Rui"]
+    assert [(s["segment"], s["count"], s["share"]) for s in tried["overlap"]["segments"]] == [
+        ("buyers", 2, 1.0), ("vips", 2, 1.0), ("loyal", 1, 0.5),
+    ]  # fmt: skip
+    overlap = _told(http.get("/segments/vips/overlap"), models.OverlapAnswer)
+    assert (overlap["size"], overlap["exact"]) == (3, True)
+    assert [(s["segment"], s["count"]) for s in overlap["segments"]] == [("buyers", 2), ("loyal", 1)]
+    assert _told(http.get("/segments/buyers/overlap"), models.OverlapAnswer)["segments"][0]["segment"] == "vips"
+
+
+def test_an_overlap_of_many_is_estimated_and_says_so(http, conn, monkeypatch):
+    monkeypatch.setattr("caudal.serving._segments.SAMPLE", 2)
+    http.put("/segments/vips", json={"list": True})
+    _enter(conn, "vips", ANA, RUI, ZOE)
+    overlap = _told(http.get("/segments/vips/overlap"), models.OverlapAnswer)
+    assert overlap == {"size": 3, "exact": False, "segments": [{"segment": "buyers", "count": 3, "share": 1.0}]}
+    monkeypatch.setattr("caudal.serving._segments.SLOW_MS", 1)
+    conn.execute(
+        "INSERT INTO live.profiles (customer_id, sources) SELECT gen_random_uuid(), '{shop}' FROM generate_series(1, 20000)"
+    )
+    tried = http.post("/segments/preview", json={"criteria": 'bought(sku = "x")', "overlap": True})
+    assert _told(tried, models.PreviewAnswer)["overlap"] == {"size": 0, "exact": False, "segments": []}
+
+
+def test_explain_agrees_with_the_criteria_and_says_what_would_change_it(http, conn):
+    http.put("/segments/loyal", json={"criteria": LOYAL})
+    _enter(conn, "loyal", ANA)
+    who = criteria.members(criteria.parse(LOYAL))
+    inside = {c for (c,) in conn.execute(who.text, {**who.parameters, "now": datetime.now(UTC)})}
+    told = {
+        customer: _told(http.get(f"/segments/loyal/explain/{customer}"), models.ExplainAnswer)
+        for customer in (ANA, RUI, ZOE)
+    }
+    assert {customer for customer, each in told.items() if each["holds"]} == inside == {ANA}
+    ana, rui, zoe = told.values()
+    assert ana["member"]
+    assert (ana["last_change"]["change"], ana["last_change"]["cause"]) == ("entered", "e1")
+    assert ana["would_change"] == '`city = "Recife"` no longer holds or `bought(within = 30d)` no longer holds'
+    assert datetime.fromisoformat(ana["next_look_at"]) == NOW + timedelta(days=20)
+    assert [(c["path"], c["condition"], c["holds"]) for c in rui["conditions"]] == [
+        ("", LOYAL, False), ("all[0]", 'city = "Recife"', True), ("all[1]", "bought(within = 30d)", False),
+    ]  # fmt: skip
+    assert (rui["since"], rui["last_change"], rui["would_change"]) == (None, None, "`bought(within = 30d)` holds")
+    assert zoe["would_change"] == '`city = "Recife"` holds and `bought(within = 30d)` holds'
+    built_in = _told(http.get(f"/segments/buyers/explain/{RUI}"), models.ExplainAnswer)
+    assert (built_in["member"], built_in["conditions"]) == (True, [])
