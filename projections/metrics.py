@@ -1,4 +1,4 @@
-"""The figures of each customer: orders, money, support, subscriptions, feedback."""
+"""The figures of each customer: orders, money, support, subscriptions, feedback, e-mail."""
 
 from __future__ import annotations
 
@@ -17,110 +17,204 @@ def _within_long(money: str) -> str:
     return f"least(greatest({money}, {-(2**63)}), {2**63 - 1})"
 
 
+_WEEKDAYS = range(1, 8)
+# What the facts are summed by, with types; a row of one kind of fact leaves out the others. Counts are integers because those are summed
+# in place, while a sum of bigint or numeric allocates for every customer.
+_SUMMED = {
+    "currency": "text", "orders": "int", "spend": "numeric", "refunded": "numeric", "discount": "float8[]", "refunds": "int",
+    "first_order": "timestamptz", "last_order": "timestamptz", **{f"weekday{day}": "int" for day in _WEEKDAYS},
+    "category": "text", "product": "text", "channel": "text",
+    "tickets": "int", "open_tickets": "int", "solved_tickets": "int", "last_ticket": "timestamptz", "response_s": "int",
+    "good": "int", "bad": "int", "subscriptions": "int",
+    "nps": "float8[]", "csat": "float8[]", "ces": "float8[]", "reviews": "int", "rating_thousandths": "int", "feedback": "int",
+    "interactions": "int", "sent": "int", "delivered": "int", "opened": "int", "clicked": "int", "bounced": "int",
+    "last_opened": "timestamptz", "seen": "timestamptz",
+}  # fmt: skip
+
+
+def _rows(source: str, customer: str = "customer_id", **given: str) -> str:
+    """Rows of the one shape that all facts are summed in."""
+    columns = ", ".join(f"{given.pop(name, 'NULL')}::{type_} AS {name}" for name, type_ in _SUMMED.items())
+    assert not given, given
+    return f"SELECT {customer}, {columns} {source}"
+
+
+def _facts(table: str, alias: str) -> str:
+    return f"FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.{table} x WHERE x.subject = s.subject {{fence}}) {alias}"
+
+
+def _one(condition: str) -> str:
+    return f"(CASE WHEN {condition} THEN 1 END)"
+
+
+def _last_score(kind: str) -> str:
+    """The score with its time before it, so that the greatest is the newest."""
+    return (
+        f"(CASE WHEN f.kind = '{kind}' AND f.score IS NOT NULL"
+        " THEN ARRAY[extract(epoch FROM f.answered_at), extract(epoch FROM f.occurred_at), f.score]::float8[] END)"
+    )
+
+
+def _sum(name: str) -> str:
+    return f"coalesce(sum({name}), 0)"
+
+
+def _by_currency(name: str) -> str:
+    return f"coalesce(jsonb_object_agg(currency, {name}) FILTER (WHERE currency IS NOT NULL AND {name} IS NOT NULL), '{{{{}}}}')"
+
+
+_MONEY = _rows(
+    """FROM (
+            SELECT customer_id, currency, counts, CASE WHEN counts AND paid THEN total_minor END AS spend, NULL::bigint AS refunded,
+                   CASE WHEN counts THEN coalesce(discount_minor, 0) END AS discount, CASE WHEN counts THEN net_minor END AS net,
+                   placed_at AS at, CASE WHEN counts THEN extract(isodow FROM placed_at AT TIME ZONE 'UTC')::int END AS weekday
+            FROM placed
+            UNION ALL
+            SELECT s.customer_id, r.currency, NULL, NULL, r.amount_minor, NULL, NULL, r.refunded_at, NULL
+            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {schema}.refunds x WHERE x.subject = s.subject {fence}) r
+        ) money GROUP BY customer_id, currency""",
+    currency="currency",
+    orders="count(*) FILTER (WHERE counts)",
+    spend=f"(CASE WHEN count(spend) + count(refunded) > 0 THEN {_within_long('coalesce(sum(spend), 0) - coalesce(sum(refunded), 0)')} END)",
+    refunded=f"(CASE WHEN count(refunded) > 0 THEN {_within_long('sum(refunded)')} END)",
+    discount="""(CASE WHEN currency IS NOT NULL AND sum(discount) + sum(net) > 0
+                 THEN ARRAY[count(*) FILTER (WHERE counts), sum(discount) / (sum(discount) + sum(net))] END)""",
+    refunds="count(*) FILTER (WHERE counts IS NULL)",
+    first_order="min(at) FILTER (WHERE counts)",
+    last_order="max(at) FILTER (WHERE counts)",
+    seen="max(at)",
+    **{f"weekday{day}": f"count(*) FILTER (WHERE weekday = {day})" for day in _WEEKDAYS},
+)
+
+
+def _favourite(what: str) -> str:
+    return f"hub.first(value ORDER BY weight DESC, value) FILTER (WHERE what = '{what}')"
+
+
+_FAVOURITES = _rows(
+    """FROM (
+            SELECT customer_id, CASE WHEN grouping(category) = 0 THEN 'category' ELSE 'product' END AS what,
+                   coalesce(category, product) AS value, sum(quantity) AS weight
+            FROM (
+                SELECT customer_id, unnest(line_categories) AS category, unnest(line_products) AS product,
+                       unnest(line_quantities) AS quantity
+                FROM placed WHERE counts
+            ) lines
+            GROUP BY GROUPING SETS ((customer_id, category), (customer_id, product))
+            UNION ALL
+            SELECT customer_id, 'channel', channel, count(*) FROM placed WHERE counts GROUP BY customer_id, channel
+        ) weighed WHERE value IS NOT NULL GROUP BY customer_id""",
+    category=_favourite("category"),
+    product=_favourite("product"),
+    channel=_favourite("channel"),
+)
+_WEEKDAY = f"""CASE greatest({", ".join(f"sum(weekday{day})" for day in _WEEKDAYS)})
+    WHEN 0 THEN NULL {" ".join(f"WHEN sum(weekday{day}) THEN {day}" for day in _WEEKDAYS)} END"""
+_TICKETS = _rows(
+    _facts("tickets", "t"),
+    "s.customer_id",
+    tickets=_one("t.status IS DISTINCT FROM 'deleted'"),
+    open_tickets=_one(_OPEN),
+    solved_tickets=_one("t.status IN ('solved', 'closed')"),
+    last_ticket="t.opened_at",
+    response_s=f"""(CASE WHEN t.first_replied_at >= t.opened_at
+                   THEN least(extract(epoch FROM t.first_replied_at - t.opened_at), {2**31 - 1}) END)""",
+    good=_one("t.satisfaction = 'good'"),
+    bad=_one("t.satisfaction = 'bad'"),
+    seen="t.opened_at",
+)
+_SUBSCRIPTIONS = _rows(
+    _facts("subscriptions", "b"), "s.customer_id", subscriptions=_one("b.status IN ('trialing', 'active')")
+)
+_STARS = "(CASE WHEN f.scale_max BETWEEN 1 AND 1000 THEN f.scale_max ELSE 5 END)"
+_FEEDBACK = _rows(
+    f"{_facts('feedback', 'f')} WHERE f.status IS DISTINCT FROM 'deleted'",
+    "s.customer_id",
+    nps=_last_score("nps"),
+    csat=_last_score("csat"),
+    ces=_last_score("ces"),
+    reviews=_one("f.kind = 'review'"),
+    # in thousandths of a star: a sum of floats would hang on the order of the rows
+    rating_thousandths=f"""(CASE WHEN f.kind = 'review' AND f.score BETWEEN 0 AND {_STARS}
+                            THEN 5000 * (f.score::numeric / {_STARS}::numeric) END)""",
+    feedback="1",
+    seen="f.answered_at",
+)
+_INTERACTIONS = _rows(
+    _facts("interactions", "i"),
+    "s.customer_id",
+    interactions="1",
+    sent=_one("i.kind = 'email.sent'"),
+    delivered=_one("i.kind = 'email.delivered'"),
+    opened=_one("i.kind = 'email.opened'"),
+    clicked=_one("i.kind = 'email.clicked'"),
+    bounced=_one("i.kind = 'email.bounced'"),
+    last_opened="(CASE WHEN i.kind = 'email.opened' THEN i.occurred_at END)",
+    seen="i.occurred_at",
+)
+
+_FACTS = (_MONEY, _FAVOURITES, _TICKETS, _SUBSCRIPTIONS, _FEEDBACK, _INTERACTIONS)
+
+# Column → its type and what it is over the summed rows.
+_COLUMNS = {
+    "orders_count": ("bigint", _sum("orders")),
+    "spend_minor": ("jsonb", _by_currency("spend")),
+    "refunded_minor": ("jsonb", _by_currency("refunded")),
+    "discount_share": ("double precision", "(max(discount))[2]"),
+    "refunds_count": ("bigint", _sum("refunds")),
+    "first_order_at": ("timestamptz", "min(first_order)"),
+    "last_order_at": ("timestamptz", "max(last_order)"),
+    "favourite_category": ("text", "any_value(category)"),
+    "favourite_product": ("text", "any_value(product)"),
+    "favourite_channel": ("text", "any_value(channel)"),
+    "favourite_weekday": ("bigint", _WEEKDAY),
+    "tickets_count": ("bigint", "count(tickets)"),
+    "open_tickets_count": ("bigint", "count(open_tickets)"),
+    "solved_tickets_count": ("bigint", "count(solved_tickets)"),
+    "last_ticket_at": ("timestamptz", "max(last_ticket)"),
+    "mean_first_response_s": ("double precision", "sum(response_s)::float8 / nullif(count(response_s), 0)"),
+    "satisfaction_good_count": ("bigint", "count(good)"),
+    "satisfaction_bad_count": ("bigint", "count(bad)"),
+    "active_subscriptions_count": ("bigint", "count(subscriptions)"),
+    "last_nps_score": ("double precision", "(max(nps))[3]"),
+    "last_csat_score": ("double precision", "(max(csat))[3]"),
+    "last_ces_score": ("double precision", "(max(ces))[3]"),
+    "reviews_count": ("bigint", "count(reviews)"),
+    "mean_review_rating": (
+        "double precision",
+        "sum(rating_thousandths)::float8 / 1000 / nullif(count(rating_thousandths), 0)",
+    ),
+    "feedback_count": ("bigint", "count(feedback)"),
+    "interactions_count": ("bigint", "count(interactions)"),
+    "emails_sent_count": ("bigint", "count(sent)"),
+    "emails_delivered_count": ("bigint", "count(delivered)"),
+    "emails_opened_count": ("bigint", "count(opened)"),
+    "emails_clicked_count": ("bigint", "count(clicked)"),
+    "emails_bounced_count": ("bigint", "count(bounced)"),
+    "last_email_opened_at": ("timestamptz", "max(last_opened)"),
+    "last_seen_at": ("timestamptz", "max(seen)"),
+}
+
 metrics = View(
     name="metrics",
     key=("customer_id",),
-    columns={
-        "customer_id": "uuid",
-        "orders_count": "bigint",
-        "spend_minor": "jsonb",
-        "refunded_minor": "jsonb",
-        "refunds_count": "bigint",
-        "first_order_at": "timestamptz",
-        "last_order_at": "timestamptz",
-        "favourite_category": "text",
-        "tickets_count": "bigint",
-        "open_tickets_count": "bigint",
-        "last_ticket_at": "timestamptz",
-        "satisfaction_good_count": "bigint",
-        "satisfaction_bad_count": "bigint",
-        "active_subscriptions_count": "bigint",
-        "last_nps_score": "double precision",
-        "feedback_count": "bigint",
-        "interactions_count": "bigint",
-        "last_seen_at": "timestamptz",
-    },
+    columns={"customer_id": "uuid", **{name: type_ for name, (type_, _) in _COLUMNS.items()}},
     reads=("orders", "refunds", "tickets", "subscriptions", "feedback", "interactions"),
     topic="customer.metrics",
-    # Every kind of fact gives rows of the same shape, summed by customer at the end; money is summed by currency and lines by category
-    # before. Joins of aggregates are avoided on purpose: without statistics on the touched keys the planner may pick a quadratic one.
+    # Every kind of fact gives rows of the same shape, summed by customer at the end; money is summed by currency, and what may be a
+    # favourite by its value, before. Joins of aggregates are avoided on purpose: without statistics on the touched keys the planner may
+    # pick a quadratic one.
     select=f"""
         WITH placed AS (
             SELECT s.customer_id, o.*
             FROM subjects s CROSS JOIN LATERAL (
-                SELECT currency, total_minor, placed_at, line_categories, line_quantities, ({_COUNTS}) AS counts, ({_PAID}) AS paid
+                SELECT currency, total_minor, discount_minor, coalesce(subtotal_minor, total_minor) AS net_minor, placed_at, channel,
+                       line_categories, line_products, line_quantities, ({_COUNTS}) AS counts, ({_PAID}) AS paid
                 FROM {{schema}}.orders o WHERE o.subject = s.subject {{fence}}
             ) o
         )
-        SELECT customer_id,
-               coalesce(sum(orders), 0)::bigint AS orders_count,
-               coalesce(jsonb_object_agg(currency, spend) FILTER (WHERE currency IS NOT NULL AND spend IS NOT NULL),
-                        '{{{{}}}}') AS spend_minor,
-               coalesce(jsonb_object_agg(currency, refunded) FILTER (WHERE currency IS NOT NULL AND refunded IS NOT NULL),
-                        '{{{{}}}}') AS refunded_minor,
-               coalesce(sum(refunds), 0)::bigint AS refunds_count,
-               min(first_order) AS first_order_at, max(last_order) AS last_order_at,
-               any_value(category) AS favourite_category,
-               coalesce(sum(tickets), 0)::bigint AS tickets_count,
-               coalesce(sum(open_tickets), 0)::bigint AS open_tickets_count,
-               max(last_ticket) AS last_ticket_at,
-               coalesce(sum(good), 0)::bigint AS satisfaction_good_count,
-               coalesce(sum(bad), 0)::bigint AS satisfaction_bad_count,
-               coalesce(sum(subscriptions), 0)::bigint AS active_subscriptions_count,
-               (max(nps))[3] AS last_nps_score,
-               coalesce(sum(feedback), 0)::bigint AS feedback_count,
-               coalesce(sum(interactions), 0)::bigint AS interactions_count,
-               max(seen) AS last_seen_at
-        FROM (
-            SELECT customer_id, currency, NULL::text AS category, count(*) FILTER (WHERE counts) AS orders,
-                   CASE WHEN count(spend) + count(refunded) > 0
-                        THEN {_within_long("coalesce(sum(spend), 0) - coalesce(sum(refunded), 0)")} END AS spend,
-                   {_within_long("sum(refunded)")} AS refunded, count(*) FILTER (WHERE counts IS NULL) AS refunds,
-                   min(at) FILTER (WHERE counts) AS first_order, max(at) FILTER (WHERE counts) AS last_order,
-                   NULL::bigint AS tickets, NULL::bigint AS open_tickets, NULL::timestamptz AS last_ticket,
-                   NULL::bigint AS good, NULL::bigint AS bad, NULL::bigint AS subscriptions, NULL::float8[] AS nps,
-                   NULL::bigint AS feedback, NULL::bigint AS interactions, max(at) AS seen
-            FROM (
-                SELECT customer_id, currency, counts, CASE WHEN counts AND paid THEN total_minor END AS spend, NULL::bigint AS refunded,
-                       placed_at AS at
-                FROM placed
-                UNION ALL
-                SELECT s.customer_id, r.currency, NULL, NULL, r.amount_minor, r.refunded_at
-                FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.refunds x WHERE x.subject = s.subject {{fence}}) r
-            ) money
-            GROUP BY customer_id, currency
-            UNION ALL
-            SELECT customer_id, NULL, hub.first(category ORDER BY units DESC, category), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                   NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
-            FROM (
-                SELECT o.customer_id, l.category, sum(l.quantity) AS units
-                FROM placed o, unnest(o.line_categories, o.line_quantities) l(category, quantity)
-                WHERE o.counts AND l.category IS NOT NULL
-                GROUP BY o.customer_id, l.category
-            ) categories
-            GROUP BY customer_id
-            UNION ALL
-            SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                   (CASE WHEN t.status IS DISTINCT FROM 'deleted' THEN 1 END), (CASE WHEN {_OPEN} THEN 1 END), t.opened_at,
-                   (CASE WHEN t.satisfaction = 'good' THEN 1 END), (CASE WHEN t.satisfaction = 'bad' THEN 1 END),
-                   NULL, NULL, NULL, NULL, t.opened_at
-            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.tickets x WHERE x.subject = s.subject {{fence}}) t
-            UNION ALL
-            SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                   (CASE WHEN b.status IN ('trialing', 'active') THEN 1 END), NULL, NULL, NULL, NULL
-            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.subscriptions x WHERE x.subject = s.subject {{fence}}) b
-            UNION ALL
-            SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                   (CASE WHEN f.kind = 'nps' AND f.score IS NOT NULL
-                         THEN ARRAY[extract(epoch FROM f.answered_at), extract(epoch FROM f.occurred_at), f.score]::float8[] END),
-                   1, NULL, f.answered_at
-            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.feedback x WHERE x.subject = s.subject {{fence}}) f
-            WHERE f.status IS DISTINCT FROM 'deleted'
-            UNION ALL
-            SELECT s.customer_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 1,
-                   i.occurred_at
-            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.interactions x WHERE x.subject = s.subject {{fence}}) i
-        ) facts
+        SELECT customer_id, {", ".join(f"{sql} AS {name}" for name, (_, sql) in _COLUMNS.items())}
+        FROM ({" UNION ALL ".join(_FACTS)}) facts
         GROUP BY customer_id
     """,
 )

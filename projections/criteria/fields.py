@@ -91,6 +91,17 @@ _METRIC_KINDS: Mapping[str, Kind] = {
 }  # fmt: skip
 
 
+_METRIC_ABOUT = {
+    "discount_share": "discounts by what the orders would have cost without them, 0 to 1; in the currency of most orders",
+    "favourite_category": "with the most units",
+    "favourite_product": "with the most units",
+    "favourite_channel": "sales channel of most orders",
+    "favourite_weekday": "1 (Monday) to 7 (Sunday), in UTC",
+    "mean_first_response_s": "seconds from a ticket's opening to its first reply",
+    "mean_review_rating": "in stars of five",
+}
+
+
 def _elapsed(column: str, view: str) -> Field:
     """Whole days of 24 hours since a time of the profile or the metrics."""
     what = column.split(".")[1].removesuffix("_at").replace("_", " ")
@@ -122,7 +133,7 @@ def _metrics() -> dict[str, Field]:
         if name == "customer_id":
             continue
         if type_ in _METRIC_KINDS:
-            found[name] = Field(_METRIC_KINDS[type_], f"m.{name}", "metrics")
+            found[name] = Field(_METRIC_KINDS[type_], f"m.{name}", "metrics", _METRIC_ABOUT.get(name, ""))
         elif type_ == "jsonb" and name.endswith("_minor"):
             found[name] = Field(
                 "money", f"(m.{name} ->> {{currency}})::bigint", "metrics", "by currency, in minor units"

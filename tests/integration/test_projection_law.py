@@ -51,7 +51,13 @@ FIELDS = ("name", "email", "city", "tags", "birth_date")
 
 lines = st.lists(
     st.builds(
-        OrderLine, line_id=ids, category=some_words, sku=some_words, quantity=st.integers(1, 3), unit_price_minor=money
+        OrderLine,
+        line_id=ids,
+        category=some_words,
+        product=some_words,
+        sku=some_words,
+        quantity=st.integers(1, 3),
+        unit_price_minor=money,
     ),
     max_size=3,
 ).map(tuple)
@@ -80,12 +86,14 @@ def statements(draw: st.DrawFn) -> Event:
         return OrderStated(
             **header, order_id=draw(ids), status=draw(st.none() | st.sampled_from(["paid", "cancelled", "pending"])),
             currency=draw(st.none() | st.sampled_from(["BRL", "EUR"])), total_minor=draw(st.none() | money),
-            placed_at=draw(st.none() | times), lines=draw(st.none() | lines), refunds=draw(refunds),
+            discount_minor=draw(st.none() | money), channel=draw(some_words),
+            placed_at=draw(st.none() | times.map(lambda t: t + 9 * (t - START))), lines=draw(st.none() | lines), refunds=draw(refunds),
         )  # fmt: skip
     if kind == "ticket":
         return TicketStated(
             **header, ticket_id=draw(ids), status=draw(st.none() | st.sampled_from(["open", "solved", "deleted"])),
             satisfaction=draw(st.none() | st.sampled_from(["good", "bad"])), opened_at=draw(st.none() | times),
+            first_replied_at=draw(st.none() | times),
         )  # fmt: skip
     if kind == "subscription":
         return SubscriptionStated(
@@ -99,12 +107,16 @@ def statements(draw: st.DrawFn) -> Event:
         )
     if kind == "feedback":
         return FeedbackStated(
-            **header, feedback_id=draw(ids), kind="nps", score=draw(st.none() | st.integers(0, 10).map(float)), answered_at=draw(times),
+            **header, feedback_id=draw(ids), kind=draw(st.sampled_from(["nps", "csat", "ces", "review"])), answered_at=draw(times),
+            score=draw(st.none() | st.integers(0, 10).map(float)), scale_max=draw(st.none() | st.sampled_from([5.0, 7.0, 10.0])),
             answers=draw(st.none() | st.just((Answer(question="why", answer="a"),))),
         )  # fmt: skip
     if kind == "did":
         return InteractionRecorded(
-            **header, interaction_id=draw(ids), kind="email.opened", properties={"k": draw(words)}
+            **header,
+            interaction_id=draw(ids),
+            kind=draw(st.sampled_from(["email.sent", "email.opened"])),
+            properties={"k": draw(words)},
         )
     if kind == "correct":
         return FieldCorrected(
