@@ -29,6 +29,7 @@ class Log(StrEnum):
     PROCESS_STOPPED = "process.stopped"
     PROCESS_FAILED = "process.failed"
     PROCESS_RESTARTED = "process.restarted"
+    SEGMENT_APPLIED = "segment.applied"
     SERVER_STARTED = "server.started"
     SERVER_STOPPED = "server.stopped"
     SOURCES_LOADED = "sources.loaded"
@@ -79,6 +80,12 @@ VERIFY_DIFFERENCES = Gauge(
     "caudal_verify_differing_customers", "Customers of the last daily proof whose rows aren't what the log says."
 )
 VERIFY_LAST = Gauge("caudal_verify_last_timestamp_seconds", "When the last daily proof began, in seconds since 1970.")
+SEGMENT_CHANGES = Counter("caudal_segment_changes_total", "Customers who entered or left defined segments.", ["change"])
+SEGMENT_LATENESS = Histogram(
+    "caudal_segment_lateness_seconds",
+    "From the moment a membership could change with no event to its judgement.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
+)
 METRICS = (
     DELIVERIES,
     DELIVERY_SECONDS,
@@ -94,6 +101,8 @@ METRICS = (
     STREAM_CLIENTS,
     VERIFY_DIFFERENCES,
     VERIFY_LAST,
+    SEGMENT_CHANGES,
+    SEGMENT_LATENESS,
 )
 """Every metric, for the docs page and its test."""
 

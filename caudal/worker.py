@@ -32,6 +32,7 @@ from caudal.telemetry import Log, logger
 
 if TYPE_CHECKING:
     from caudal.projections._runner import Runner
+    from caudal.projections.membership.stage import Memberships
 
 __all__ = ["ROLES", "run"]
 
@@ -89,20 +90,21 @@ class _Worker:
             for role in self._roles:
                 self._stages[role] = await asyncio.to_thread(_STAGES[role], self._settings, codec)
             app, address = self._app()
-            nightly = Nightly(self._settings, codec)
+            beside = self._beside(codec)
             running = asyncio.ensure_future(self._run_app(app))
             try:
                 self._generation = await asyncio.to_thread(self._control.generation)
                 for pump in self._pumps.values():
                     await pump.start()
-                if "project" in self._roles:
-                    nightly.start()
+                for one in beside:
+                    one.start()
                 logger().info(Log.PROCESS_STARTED, process="worker", roles=list(self._roles), web=address)
                 await self._ended
             finally:
                 for pump in self._pumps.values():
                     await pump.stop()
-                await asyncio.to_thread(nightly.stop)
+                for one in beside:
+                    await asyncio.to_thread(one.stop)
                 stopped = await self._stop_app(app, running)
                 for stage in self._stages.values():
                     await asyncio.to_thread(stage.close)
@@ -110,6 +112,14 @@ class _Worker:
                 registry.close()
                 logger().info(Log.PROCESS_STOPPED, process="worker")
         return stopped
+
+    def _beside(self, codec: Codec) -> tuple[Nightly | Memberships, ...]:
+        """What a worker that projects does besides, in threads: of all workers one at a time."""
+        if "project" not in self._roles:
+            return ()
+        from caudal.projections.membership.stage import Memberships
+
+        return Nightly(self._settings, codec), Memberships(self._settings)
 
     def _end(self, reason: BaseException | None = None) -> None:
         if not self._ended.done():

@@ -221,6 +221,10 @@ class Prover(Runner):
             changes = self._refresh(cur.connection, shrinking=True)
         finally:
             self._statements = own
+        cur.execute(
+            "INSERT INTO hub.segment_touched (customer_id, facts) SELECT unnest(%s::text[])::uuid, %s",
+            (sorted(customers), ALL),
+        )
         cur.execute("UPDATE hub.outbox SET rebuilt = true WHERE id = ANY(%s)", ([c.outbox for c in changes],))
 
     # ---- what the runner does for a schema that lasts

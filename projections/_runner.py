@@ -25,6 +25,7 @@ from caudal.projections._fact import Fact
 from caudal.projections._publish import Change, Publisher, output_partition
 from caudal.projections._schema import FACTS, LIVE, SWAP_LOCK, VIEWS, ensure_live
 from caudal.projections._view import View
+from caudal.projections.profiles import profiles
 from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import dead_letter
 from psycopg import sql
@@ -590,7 +591,7 @@ def statements(schema: str, priority: str, *, feed: bool) -> dict[str, Any]:
         "links": _sql.LINKS_UPSERT.format(schema=schema),
         "gone": _sql.GONE_UPSERT.format(schema=schema),
         "any_erased": _sql.ANY_ERASED.format(schema=schema),
-        "touch": _sql.TOUCH.format(schema=schema),
+        "touch": _sql.TOUCH.format(schema=schema, judged=_sql.TO_BE_JUDGED if feed else ""),
         "clear": _sql.clear(FACTS),
         "stated_sets": _sql.STATED_SETS.format(schema=schema),
         "places": "WITH forgotten AS (DELETE FROM hub.outbox WHERE id = ANY(%(forgettable)s::bigint[])) "
@@ -602,7 +603,8 @@ def statements(schema: str, priority: str, *, feed: bool) -> dict[str, Any]:
         if fact.partial:
             made[f"composites {fact.name}"] = _sql.composites(schema, fact)
     for view in VIEWS:
-        made[f"refresh {view.name}"] = _sql.refresh(view, schema, priority, _mask(view), feed=feed)
+        all_facts = ALL if feed and view is profiles else 0
+        made[f"refresh {view.name}"] = _sql.refresh(view, schema, priority, _mask(view), feed=feed, all_facts=all_facts)
         if len(view.key) == 1:
             made[f"remove {view.name}"] = _sql.remove(view, schema, priority)
             made[f"read {view.name}"] = _sql.read(view, schema)

@@ -264,18 +264,29 @@ TOUCH = (
             SELECT l.customer_id, m.facts, NULL FROM stage_moved m
             CROSS JOIN LATERAL (SELECT x.customer_id FROM {schema}.links x WHERE x.subject = m.subject OFFSET 0) l
         ) s GROUP BY customer_id
-        RETURNING customer_id, facts
+        RETURNING customer_id, facts, cause
     ), subjects AS ("""
     + TOUCH_SUBJECTS.replace("touched t", "t")
     + """), noted AS (
         INSERT INTO hub.touched (customer_id) SELECT customer_id FROM t
         WHERE EXISTS (SELECT FROM hub.control WHERE key = 'replay.noting' AND changed_at > now() - interval '15 minutes')
-    )
+    ){judged}
     SELECT array_agg(DISTINCT crc32(convert_to(customer_id::text, 'UTF8')) & 63) FROM t
 """
 )
 """The customers that the batch touched, with what was touched, and all their subjects; returns their stripes (see _runner.py).
-While one view is rebuilt, they are noted for it too (see replay/_one_view.py)."""
+While one view is rebuilt, they are noted for it too (see replay/_one_view.py). `judged` may hold `TO_BE_JUDGED`."""
+
+TO_BE_JUDGED = """, judged AS (
+        INSERT INTO hub.segment_touched (customer_id, facts, cause) SELECT customer_id, facts, cause FROM t
+        WHERE EXISTS (SELECT FROM hub.segments WHERE state IN ('filling', 'live'))
+    )"""
+"""Notes the touched customers for the stage that keeps the defined segments (see membership/stage.py)."""
+
+APPEARED = """, appeared AS (
+        INSERT INTO hub.segment_touched (customer_id, facts) SELECT customer_id, {all_facts} FROM changed
+        WHERE appeared AND EXISTS (SELECT FROM hub.segments WHERE state IN ('filling', 'live'))
+    )"""
 
 
 def upsert(schema: str, fact: Fact) -> str:
@@ -453,12 +464,13 @@ def select(view: View, schema: str, priority: str) -> str:
     return f"WITH {_ctes(view, schema, '')} SELECT {columns} FROM ({fresh}) fresh"
 
 
-def refresh(view: View, schema: str, priority: str, mask: int, *, feed: bool) -> str:
+def refresh(view: View, schema: str, priority: str, mask: int, *, feed: bool, all_facts: int = 0) -> str:
     """Refresh a view for the touched customers, where it is different.
 
     With `feed` what changed is noted in hub.outbox, by who has to publish it, and what this worker has to publish is returned: rows
     of the view, or (customer_id, value, entered, cause) for memberships, each with the number of its outbox row at the end. When
-    there is nothing but `gone` customers it is a row of nulls. Parameters: `mine`, the worker's partitions, `whole`, whether these are
+    there is nothing but `gone` customers it is a row of nulls. With `all_facts`, their bits, customers whose row is new are noted
+    for all defined segments: nobody without it is in one. Parameters: `mine`, the worker's partitions, `whole`, whether these are
     all, `partitions`, how many there are, and `gone`, customers who lost their row before.
     """
     restriction = f"facts & {mask} <> 0"
@@ -472,7 +484,7 @@ def refresh(view: View, schema: str, priority: str, mask: int, *, feed: bool) ->
             SELECT {columns} FROM ({body}) fresh ORDER BY customer_id
             ON CONFLICT ({view.key[0]}) DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in rest)}
             WHERE ({", ".join(f"v.{c}" for c in rest)}) IS DISTINCT FROM ({", ".join(f"excluded.{c}" for c in rest)})
-            RETURNING {", ".join(f"v.{c}" for c in view.columns)})"""
+            RETURNING {", ".join(f"v.{c}" for c in view.columns)}, old.customer_id IS NULL AS appeared){APPEARED.format(all_facts=all_facts) if all_facts else ""}"""
         if not (feed and view.topic):
             return f"{write} SELECT FROM changed LIMIT 0"
         return f"""{write}, noted AS (

@@ -9,9 +9,29 @@
 The language is described in docs/segments.md.
 """
 
-from caudal.projections.criteria.compile import SCAN, SEEK, Sql, conditions, due, explanation, members, predicate, reads
+from caudal.projections.criteria.compile import (
+    SCAN,
+    SEEK,
+    Sql,
+    conditions,
+    due,
+    explanation,
+    judged,
+    members,
+    predicate,
+    reads,
+)
 from caudal.projections.criteria.text import parse, print_text
-from caudal.projections.criteria.tree import BadCriteria, Condition, dump, json_schema, load, load_text, order
+from caudal.projections.criteria.tree import (
+    BadCriteria,
+    Condition,
+    dump,
+    json_schema,
+    load,
+    load_text,
+    order,
+    segments_named,
+)
 
 __all__ = [
     "SCAN",
@@ -24,6 +44,7 @@ __all__ = [
     "dump",
     "explanation",
     "json_schema",
+    "judged",
     "load",
     "load_text",
     "members",
@@ -32,4 +53,5 @@ __all__ = [
     "predicate",
     "print_text",
     "reads",
+    "segments_named",
 ]

@@ -10,7 +10,7 @@ set (`SCAN`), the facts that fit are grouped once for all customers: for a count
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -19,8 +19,9 @@ from caudal.projections.criteria import tree
 from caudal.projections.criteria._due import next_moments
 from caudal.projections.criteria.fields import FACT_KINDS, FIELDS, LINE_COLUMNS, FactKind, Field
 from caudal.projections.criteria.tree import Condition, duration, field_of, measure_of, moment
+from caudal.projections.segments import SEGMENTS
 
-__all__ = ["SCAN", "SEEK", "Sql", "conditions", "due", "explanation", "members", "predicate", "reads"]
+__all__ = ["SCAN", "SEEK", "Sql", "conditions", "due", "explanation", "judged", "members", "predicate", "reads"]
 
 
 class Shape(Enum):
@@ -86,23 +87,29 @@ def members(
         when = due(condition, schema, prefix=f"{prefix}due")
         parameters |= when.parameters
         columns, only = f"p.customer_id, {when.text} AS due, ({where.text}) IS TRUE AS holds", ""
-    return Sql(f"SELECT {columns} {_from(condition, schema, among=among)} {only}", parameters)
+    return Sql(f"SELECT {columns} {_from(reads(condition), schema, among=among)} {only}", parameters)
 
 
 def explanation(condition: Condition, schema: str = "live") -> Sql:
     """For each of the parameter `customers`: (customer_id, holds, dues), two arrays in the order of `conditions`."""
+    return judged([node for _, node in conditions(condition)], schema)
+
+
+def judged(nodes: Sequence[Condition], schema: str = "live") -> Sql:
+    """For each of the parameter `customers` who has a profile: (customer_id, holds, dues), two arrays in the order of the conditions."""
     holds: list[str] = []
     dues: list[str] = []
     parameters: dict[str, Any] = {}
-    for number, (_, node) in enumerate(conditions(condition)):
+    for number, node in enumerate(nodes):
         here = predicate(node, schema, prefix=f"c{number}x")
         when = due(node, schema, prefix=f"d{number}x")
         parameters |= here.parameters
         parameters |= when.parameters
         holds.append(f"({here.text}) IS TRUE")
         dues.append(when.text)
-    source = _from(condition, schema, among=True)
-    return Sql(f"SELECT p.customer_id, ARRAY[{', '.join(holds)}], ARRAY[{', '.join(dues)}] {source}", parameters)
+    source = _from(frozenset().union(*map(reads, nodes)), schema, among=True)
+    columns = f"p.customer_id, ARRAY[{', '.join(holds)}] AS holds, ARRAY[{', '.join(dues)}] AS dues"
+    return Sql(f"SELECT {columns} {source}", parameters)
 
 
 def conditions(condition: Condition) -> list[tuple[str, Condition]]:
@@ -132,8 +139,8 @@ def reads(condition: Condition) -> frozenset[str]:
     return frozenset(found)
 
 
-def _from(condition: Condition, schema: str, *, among: bool) -> str:
-    metrics = "metrics" in reads(condition)
+def _from(read: frozenset[str], schema: str, *, among: bool) -> str:
+    metrics = "metrics" in read
     if not among:
         joined = f"LEFT JOIN {schema}.metrics m ON m.customer_id = p.customer_id" if metrics else ""
         return f"FROM {schema}.profiles p {joined}"
@@ -182,10 +189,7 @@ class Compiler:
             case tree.Consent():
                 return self._consent(node)
             case tree.Segment():
-                name = self.value(node.segment, "text")
-                return self._exists(
-                    f"FROM {self.schema}.segment_members g WHERE g.customer_id = p.customer_id AND g.segment = {name}"
-                )
+                return self._segment(node.segment)
             case tree.Near():
                 return self._near(node.near)
 
@@ -252,6 +256,13 @@ class Compiler:
         if op in {"in", "not in"}:
             return f"({sql}) {'= ANY' if op == 'in' else '<> ALL'} ({self.value(value, f'{type_}[]')})"
         return f"({sql}) {_SQL_OPERATOR[op]} {self.value(value, type_)}"
+
+    def _segment(self, name: str) -> str:
+        here = f"g.customer_id = p.customer_id AND {{}} = {self.value(name, 'text')}"
+        if name in SEGMENTS:
+            return self._exists(f"FROM {self.schema}.segment_members g WHERE {here.format('g.segment')}")
+        defined = "FROM hub.segments s JOIN hub.segment_memberships g ON g.segment_id = s.id"
+        return self._exists(f"{defined} WHERE {here.format('s.name')}")
 
     def _near(self, point: tree.Point) -> str:
         latitude, longitude = self.value(point.latitude, "float8"), self.value(point.longitude, "float8")

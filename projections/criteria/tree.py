@@ -557,16 +557,18 @@ def moment(text: object, path: str = "") -> datetime:
     return at
 
 
+def segments_named(condition: Condition) -> set[str]:
+    """The segments whose members a condition speaks of."""
+    return {node.segment for _, node in walk(condition) if isinstance(node, Segment)}
+
+
 def order(criteria: Mapping[str, Condition]) -> list[str]:
     """Names of segments so that each comes after those that its criteria name. Names that aren't there are left out.
 
     Raises:
         BadCriteria: segments that contain each other.
     """
-    graph = {
-        name: {node.segment for _, node in walk(condition) if isinstance(node, Segment) and node.segment in criteria}
-        for name, condition in criteria.items()
-    }
+    graph = {name: segments_named(condition) & criteria.keys() for name, condition in criteria.items()}
     try:
         return list(TopologicalSorter(graph).static_order())
     except CycleError as exc:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import psycopg
 from caudal.projections import _sql
 from caudal.projections._schema import FACTS, LIVE, MAKING_LOCK, VIEWS, ensure_live
+from caudal.projections.membership.stage import refill
 from caudal.projections.replay import _diff, _log
 from caudal.projections.replay._beside import Beside, existing, offsets
 from caudal.projections.replay._build import Build, Progress
@@ -349,13 +350,14 @@ class Replay:
 
 
 def announce(conn: psycopg.Connection[Any], schema: str, partitions: int) -> None:
-    """Leave the rows that differ to the workers to publish, by the partition that they go to.
+    """Leave the rows that differ to the workers to publish, by the partition that they go to, and have all segments judged again.
 
     Args:
         conn: in the transaction that swaps the schema in.
         schema: holds the table of differences, see _diff.py.
         partitions: how many the change topics have.
     """
+    refill(conn)  # criteria may read facts of which no view tells a difference
     for view in VIEWS:
         if view.topic is None:
             continue
