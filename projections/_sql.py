@@ -479,12 +479,13 @@ def refresh(view: View, schema: str, priority: str, mask: int, *, feed: bool, al
     columns = ", ".join(view.columns)
     if len(view.key) == 1:
         rest = [c for c in view.columns if c not in view.key]
+        appeared = APPEARED.format(all_facts=all_facts) if all_facts else ""
         write = f"""WITH {_ctes(view, schema, restriction)}, changed AS (
             INSERT INTO {table} AS v ({columns})
             SELECT {columns} FROM ({body}) fresh ORDER BY customer_id
             ON CONFLICT ({view.key[0]}) DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in rest)}
             WHERE ({", ".join(f"v.{c}" for c in rest)}) IS DISTINCT FROM ({", ".join(f"excluded.{c}" for c in rest)})
-            RETURNING {", ".join(f"v.{c}" for c in view.columns)}, old.customer_id IS NULL AS appeared){APPEARED.format(all_facts=all_facts) if all_facts else ""}"""
+            RETURNING {", ".join(f"v.{c}" for c in view.columns)}, old.customer_id IS NULL AS appeared){appeared}"""
         if not (feed and view.topic):
             return f"{write} SELECT FROM changed LIMIT 0"
         return f"""{write}, noted AS (
