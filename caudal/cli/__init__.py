@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from caudal import __version__
-from caudal.cli import connectors, criteria, customers, dead_letters, replay, servers, sources, tokens, topics, verify
+from caudal.cli import (
+    connectors,
+    criteria,
+    customers,
+    dead_letters,
+    replay,
+    segments,
+    servers,
+    sources,
+    tokens,
+    topics,
+    verify,
+)
 from caudal.cli._output import FAILED, bug, complain, examples, exit_status
 from caudal.cli.demo import demo
 from caudal.cli.run import run
@@ -60,6 +72,7 @@ app.add_typer(criteria.app, name="criteria")
 app.add_typer(customers.app, name="customers")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(replay.app, name="replay")
+app.add_typer(segments.app, name="segments")
 app.add_typer(tokens.app, name="tokens")
 
 

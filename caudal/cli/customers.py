@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from caudal.serving._read import Answer, Customers, Missing, Timeline
     from caudal.serving._search import Search, Searched
 
-__all__ = ["app", "show"]
+__all__ = ["app", "follow", "show", "views_needed"]
 
 app = typer.Typer(help="Read customers: by id, by an identifier, what happened.", no_args_is_help=True)
 
@@ -194,7 +195,8 @@ def _search(ask: Callable[[Search], Awaitable[_T]]) -> _T:
         async with postgres.pool(settings.postgres, role="cli") as pool:
             return await ask(Search(pool))
 
-    return _views_exist(run())
+    with views_needed():
+        return asyncio.run(run())
 
 
 def show(customer: dict[str, Any]) -> None:
@@ -238,10 +240,15 @@ def _present(
     found = _read(lambda customers, timeline: ask(customers, timeline, customer_id))
     if isinstance(found, Answer):
         return found
+    return _present(follow(customer_id, found), ask)
+
+
+def follow(customer_id: uuid.UUID, found: Missing) -> uuid.UUID:
+    """The customer that the id went into; else says why there is none, and ends the command."""
     match found.went_to:
         case (into,):
             note(f"{customer_id} is part of {into} now")
-            return _present(into, ask)
+            return into
         case () if found.erased:
             note(f"caudal: customer {customer_id} was erased")
         case ():
@@ -263,15 +270,18 @@ def _read(ask: Callable[[Customers, Timeline], Awaitable[_T]]) -> _T:
         async with postgres.pool(settings.postgres, role="cli") as pool:
             return await ask(Customers(pool, priority), Timeline(pool))
 
-    return _views_exist(read())
+    with views_needed():
+        return asyncio.run(read())
 
 
-def _views_exist(read: Coroutine[Any, Any, _T]) -> _T:
+@contextmanager
+def views_needed() -> Iterator[None]:
+    """Say how the views are built where there are none."""
     import psycopg
 
     from caudal.errors import Fatal
 
     try:
-        return asyncio.run(read)
+        yield
     except psycopg.errors.UndefinedTable as exc:
         raise Fatal("the views have not been built yet", hint="`caudal run` builds them") from exc

@@ -45,6 +45,7 @@ __all__ = [
     "Segment",
     "Sequence",
     "Step",
+    "document",
     "dump",
     "duration",
     "field_of",
@@ -264,10 +265,19 @@ def load_text(text: str) -> Condition:
     Raises:
         BadCriteria: see `load`.
     """
+    return load(document(text))
+
+
+def document(text: str) -> Any:
+    """The values of a JSON or YAML document.
+
+    Raises:
+        BadCriteria: it is neither, or too long.
+    """
     if len(text) > MAX_TEXT:
         raise BadCriteria(f"longer than {MAX_TEXT} characters")
     try:
-        data = orjson.loads(text) if text.lstrip().startswith("{") else yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+        return orjson.loads(text) if text.lstrip().startswith("{") else yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark
         raise BadCriteria(
@@ -278,7 +288,6 @@ def load_text(text: str) -> Condition:
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as exc:
         # a date such as 2026-13-45, a character that YAML forbids, a surrogate, brackets without end
         raise BadCriteria(f"no YAML that can be read: {type(exc).__name__}") from None
-    return load(data)
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
+import structlog
 from api_server import running, token_of
 from caudal.projections import criteria, ensure_live
 from caudal.serving import models
 from logs import connect
+from programs import environment
 
+from caudal.cli import main
 from caudal.settings import Settings
 
 ANA, RUI, ZOE = (uuid.UUID(int=n) for n in range(1, 4))
@@ -191,3 +198,70 @@ def test_explain_agrees_with_the_criteria_and_says_what_would_change_it(http, co
     assert zoe["would_change"] == '`city = "Recife"` holds and `bought(within = 30d)` holds'
     built_in = _told(http.get(f"/segments/buyers/explain/{RUI}"), models.ExplainAnswer)
     assert (built_in["member"], built_in["conditions"]) == (True, [])
+
+
+@pytest.fixture
+def caudal(
+    settings: Settings,
+    conn: psycopg.Connection[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Callable[..., str]]:
+    """Runs `caudal segments …` in this process; gives what it prints, on standard error when it fails."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*words: str, status: int = 0, stdin: str = "") -> str:
+        monkeypatch.setattr(sys, "argv", ["caudal", "segments", *words])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        assert int(stopped.value.code or 0) == status, err
+        return out if status == 0 else err
+
+    yield run
+    structlog.reset_defaults()  # it was told to write to this test's standard error
+
+
+def test_files_are_applied_all_or_none_and_once(caudal, conn, tmp_path):
+    folder = tmp_path / "segments"
+    folder.mkdir()
+    (folder / "loyal.yaml").write_text(f'description: Near and often\ncriteria: {LOYAL} and not segment("vips")\n')
+    (folder / "vips.yaml").write_text("list: true\n")
+    changes = ["vips     created  1        filling", "loyal    created  1        filling"]
+    assert caudal("apply", "--dry-run").splitlines()[1:] == changes
+    assert conn.execute("SELECT count(*) FROM hub.segments").fetchone() == (0,)
+    assert caudal("apply").splitlines()[1:] == changes
+    assert [each["change"] for each in json.loads(caudal("apply", "--json"))] == ["unchanged", "unchanged"]
+    (folder / "vips.yaml").write_text("list: true\ndescription: Chosen by hand\n")
+    (folder / "wrong.yaml").write_text('criteria: segment("nobody")\n')
+    assert "unknown segment" in caudal("apply", status=65)
+    assert conn.execute("SELECT description FROM hub.segments WHERE name = 'vips'").fetchone() == ("",)
+
+
+def test_the_commands_show_who_is_in_a_segment_and_why(caudal, conn):
+    caudal("create", "loyal", "--where", LOYAL)
+    assert "loyal    unchanged  1" in caudal("edit", "loyal", "--where", LOYAL)
+    _enter(conn, "loyal", ANA)
+    assert "loyal: criteria, filling, 1 members" in caudal("show", "loyal")
+    told = caudal("explain", "loyal", str(ANA))
+    assert "in loyal, entered" in told
+    assert "yes    bought(within = 30d)" in told
+    assert "leaves when `city" in told
+    assert "entered  loyal" in caudal("history", str(ANA))
+    caudal("create", "vips", "--list")
+    assert (
+        caudal("put", "vips", "--file", "-", stdin=f"id\n{ANA}\nx\n")
+        == "1 put on the list, 0 unchanged, 0 unknown, 1 no ids\n"
+    )
+    assert caudal("take", "vips", str(ANA)).startswith("1 taken off the list")
+    assert "buyers   1          100.0%" in caudal("overlap", "loyal")
+    assert str(ANA) in caudal("members", "loyal")
+    assert caudal("preview", 'city = "Recife"', "--field", "name").startswith("2 customers")
+    assert "loyal    archived  1        leaving" in caudal("archive", "loyal")
+    assert "leaving" in caudal("list", "--archived")
+    assert "no segment has this name (did you mean loyal?)" in caudal("show", "loyall", status=1)
+    assert "no customer has the id" in caudal("explain", "loyal", str(uuid.UUID(int=9)), status=1)

@@ -81,6 +81,11 @@ def test_the_commands_are_those_that_the_docs_promise():
         *(f"caudal customers {name}" for name in ["get", "find", "search", "timeline"]),
         *(f"caudal dead-letters {name}" for name in ["list", "show", "redrive"]),
         *(f"caudal replay {name}" for name in ["cancel", "diff", "drop", "resume", "rollback", "status", "swap"]),
+        *(
+            f"caudal segments {name}"
+            for name in ["list", "show", "create", "edit", "archive", "apply", "preview", "members", "history"]
+        ),
+        *(f"caudal segments {name}" for name in ["overlap", "explain", "put", "take"]),
         *(f"caudal tokens {name}" for name in ["create", "list", "revoke"]),
     }
 
