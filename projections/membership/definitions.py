@@ -226,7 +226,11 @@ def archive(conn: psycopg.Connection[Any], name: str) -> Saved:
         segment = named(conn, name)
         if segment.state in _GONE:
             return Saved(segment, "unchanged")
-        readers = [s.name for s in defined(conn) if s.state not in _GONE and name in _names(s.condition)]
+        readers = [
+            s.name
+            for s in defined(conn)
+            if s.state not in _GONE and s.condition and name in criteria.segments_named(s.condition)
+        ]
         if readers:
             raise SegmentConflict(f"{name} is read by {', '.join(readers)}", hint="archive or edit those first")
         conn.execute(
@@ -262,10 +266,6 @@ def _check_names(draft: Draft, trees: Mapping[str, Condition | None]) -> None:
             near = get_close_matches(node.segment, [*trees, *SEGMENTS], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise BadCriteria(f"unknown segment{hint}", path=f"{path}.segment" if path else "segment")
-
-
-def _names(condition: Condition | None) -> set[str]:
-    return {node.segment for _, node in tree.walk(condition) if isinstance(node, tree.Segment)} if condition else set()
 
 
 def _save(conn: psycopg.Connection[Any], draft: Draft, before: Segment | None, by: str) -> Saved:
