@@ -60,6 +60,7 @@ class Scope(StrEnum):
     SEGMENTS_READ = "segments:read"
     SEGMENTS_WRITE = "segments:write"
     METRICS_READ = "metrics:read"
+    REPORTS_READ = "reports:read"
     OPERATE = "operate"
     ADMIN = "admin"
 

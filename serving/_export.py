@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from caudal.projections.criteria.fields import FIELDS
 
-__all__ = ["MEDIA_TYPES", "encoded"]
+__all__ = ["MEDIA_TYPES", "csv_cell", "csv_lines", "encoded"]
 
 MEDIA_TYPES = {
     "csv": "text/csv; charset=utf-8",
@@ -35,11 +35,11 @@ async def encoded(
     names = ["customer_id", *fields]
     match format_:
         case "csv":
-            head = _csv(
+            head = csv_lines(
                 [names]
             )  # goes out with the first rows: until there are some, the search can still turn out wrong
             async for rows in parts:
-                yield head + _csv([[_cell(row[name]) for name in names] for row in rows])
+                yield head + csv_lines([[csv_cell(row[name]) for name in names] for row in rows])
                 head = b""
             yield head
         case "ndjson":
@@ -61,13 +61,15 @@ async def encoded(
             yield buffer.getvalue()
 
 
-def _csv(rows: list[list[Any]]) -> bytes:
+def csv_lines(rows: list[list[Any]]) -> bytes:
+    """Rows as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
 
 
-def _cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
+    """A value as it stands in CSV; text never begins like a formula."""
     match value:
         case None:
             return ""
