@@ -68,7 +68,8 @@ class Reports:
                     await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
                     row = await (
                         await conn.execute(
-                            f"SELECT {POSITION}, set_config('plan_cache_mode', 'force_custom_plan', true)", prepare=False
+                            f"SELECT {POSITION}, set_config('plan_cache_mode', 'force_custom_plan', true)",
+                            prepare=False,
                         )
                     ).fetchone()
                     assert row is not None

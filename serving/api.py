@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 
 from caudal.projections import priority_sql
 from caudal.schemas.codec import Codec, Registry
-from caudal.serving import _answers, _docs, _replays, _search_routes, _segment_routes
+from caudal.serving import _answers, _docs, _replays, _report_routes, _search_routes, _segment_routes
 from caudal.serving._indexing import Indexing
 from caudal.serving._positions import Positions, decode
 from caudal.serving._problems import Boundary, Problem, install
 from caudal.serving._read import KINDS, Cursor, Customers, Missing, Timeline
 from caudal.serving._ready import Readiness
+from caudal.serving._reports import Reports
 from caudal.serving._search import Search
 from caudal.serving._segments import Segments
 from caudal.serving._stream import EventStream, Selection, Streams
@@ -40,6 +41,7 @@ TOKEN_IN_ADDRESS = {"/docs", "/openapi.json", "/changes"}
 _TAGS = [
     {"name": "customers", "description": "Who the customers are, with the source of every value."},
     {"name": "segments", "description": "Who belongs to what, since when and why."},
+    {"name": "reports", "description": "What is to be known of many customers."},
     {"name": "changes", "description": "What changes, as it changes."},
     {"name": "operations", "description": "Health, figures and this page."},
 ]
@@ -82,6 +84,7 @@ class _Api:
         self.customers = Customers(self.pool, priority)
         self.search = Search(self.pool)
         self.segments = Segments(self.pool)
+        self.reports = Reports(self.pool)
         self.indexing = Indexing(settings.postgres)
         self.timeline = Timeline(self.pool)
         self.positions = Positions(self.pool, settings.kafka, settings.serving.min_token_wait_s)
@@ -237,6 +240,7 @@ def _customers(app: FastAPI, api: _Api) -> None:
 
     waits = Depends(reached)
     _search_routes.register(app, api.search, [reads, waits], _ERRORS)
+    _report_routes.register(app, api.reports, [_needs(api, access.Scope.REPORTS_READ), waits], _ERRORS)
 
     @app.get(
         "/customers/{customer_id}",

@@ -306,3 +306,49 @@ class ProblemDocument(BaseModel):
     status: int
     code: str = Field(description="Stable across releases.")
     detail: str
+
+
+class ReportColumn(_Shape):
+    """A column of a report."""
+
+    name: str
+    type: str = Field(
+        description="date, text, integer, number, money (minor units of the row's currency), share (0 to 1) or hours."
+    )
+    title: str
+
+
+class ReportListed(_Shape):
+    """What a report tells."""
+
+    report: str
+    title: str
+    about: str
+    by: list[str] = Field(description="Lengths of a period that it can be asked by, the usual one first.")
+    takes: list[str] = Field(description="Further parameters.")
+    columns: list[ReportColumn]
+
+
+class ReportsAnswer(_Shape):
+    """The reports that there are."""
+
+    reports: list[ReportListed]
+
+
+class ReportAnswer(_Shape):
+    """A report."""
+
+    report: str
+    title: str
+    about: str
+    parameters: dict[str, Any] = Field(description="What was asked, in full.")
+    columns: list[ReportColumn]
+    rows: list[dict[str, Any]] = Field(
+        description="By column. `marks` of a column: `low` and `high`, what was to be expected, and `anomaly`. `partial`: not over yet."
+    )
+    totals: list[dict[str, Any]] = Field(description="Sums and rates, one for each currency where there is one.")
+    trends: list[dict[str, Any]] = Field(
+        description="Of each series: `slope` by period, `direction` rising, falling or steady."
+    )
+    truncated: bool = Field(description="Rows were left out.")
+    token: str

@@ -19,6 +19,7 @@ from caudal.cli import (
     dead_letters,
     replay,
     segments,
+    report,
     servers,
     sources,
     tokens,
@@ -73,6 +74,7 @@ app.add_typer(customers.app, name="customers")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(replay.app, name="replay")
 app.add_typer(segments.app, name="segments")
+app.add_typer(report.app, name="report")
 app.add_typer(tokens.app, name="tokens")
 
 

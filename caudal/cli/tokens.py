@@ -28,7 +28,8 @@ def create(
     scope: Annotated[
         list[str],
         typer.Option(
-            help="What it allows: customers:read, changes:read, segments:read, segments:write, metrics:read, operate, admin."
+            help="What it allows: customers:read, changes:read, segments:read, segments:write, metrics:read, reports:read, operate,"
+            " admin."
         ),
     ],
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires. Unset: never.")] = None,

@@ -15,7 +15,20 @@ from caudal.projections.reports.feedback import FEEDBACK
 from caudal.projections.reports.sales import SALES
 from caudal.projections.reports.support import SUPPORT
 
-__all__ = ["PERIODS", "REPORTS", "Asked", "BadReport", "Chart", "Column", "Period", "Plan", "Report", "Result", "finished", "plan"]
+__all__ = [
+    "PERIODS",
+    "REPORTS",
+    "Asked",
+    "BadReport",
+    "Chart",
+    "Column",
+    "Period",
+    "Plan",
+    "Report",
+    "Result",
+    "finished",
+    "plan",
+]
 
 REPORTS: Mapping[str, Report] = {report.name: report for report in (*SALES, *CUSTOMERS, *FEEDBACK, *SUPPORT)}
 """Name → report."""

@@ -109,7 +109,9 @@ def plan(report: Report, asked: Asked) -> Plan:
         "from": first, "to": last, "time_zone": asked.zone,
     }  # fmt: skip
     told |= {"by": by} if by else {}
-    told |= {name: {"currency": asked.currency, "segment": asked.segment, "limit": limit}[name] for name in report.takes}
+    told |= {
+        name: {"currency": asked.currency, "segment": asked.segment, "limit": limit}[name] for name in report.takes
+    }
     return Plan(statement, parameters, first, last, by, told)
 
 
@@ -140,7 +142,9 @@ def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ValueError, OSError, KeyError):
-        raise BadReport("a time zone of the IANA database is needed, such as America/Recife", path="time-zone") from None
+        raise BadReport(
+            "a time zone of the IANA database is needed, such as America/Recife", path="time-zone"
+        ) from None
 
 
 def _begin(day: date, by: Period) -> date:

@@ -115,7 +115,10 @@ def _events(table: str, at: str, columns: str, holds: str, *, since: bool = True
 
 
 _ORDER = f"x.order_id, x.currency, x.total_minor, coalesce(x.discount_minor, 0) AS discount_minor, x.shipping_city, ({_PAID}) AS paid"
-_LINES = "unnest(x.line_products, x.line_product_ids, x.line_skus, x.line_categories, x.line_quantities, x.line_unit_prices_minor, x.line_discounts_minor)"
+_LINES = (
+    "unnest(x.line_products, x.line_product_ids, x.line_skus, x.line_categories, x.line_quantities, x.line_unit_prices_minor,"
+    " x.line_discounts_minor)"
+)
 _REFUND_AT, _OPENED_AT, _ANSWERED_AT = (_as(FACT_KINDS[kind].at) for kind in ("returned", "opened_ticket", "answered"))
 _MAIN = """
         SELECT coalesce(%(currency)s::text,

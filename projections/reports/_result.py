@@ -90,4 +90,9 @@ def _marked(report: Report, plan: Plan, rows: list[dict[str, Any]]) -> Iterable[
             # no strict: of some series no ranges are told
             for row, value, (low, high) in zip(known, values, expected(values, daily=daily), strict=False):
                 row.setdefault("marks", {})[column] = {"low": low, "high": high, "anomaly": not low <= value <= high}
-            yield {**dict(zip(report.parts, key, strict=True)), "column": column, "slope": line.slope, "direction": line.direction}
+            yield {
+                **dict(zip(report.parts, key, strict=True)),
+                "column": column,
+                "slope": line.slope,
+                "direction": line.direction,
+            }

@@ -37,8 +37,8 @@ CUSTOMERS = (
         name="cohorts",
         title="Cohort retention",
         about=(
-            "Customers by the month of their first order, and how many of them ordered again in each month after. The first order itself is"
-            " month 0. The current month isn't over, so its figures still rise."
+            "Customers by the month of their first order, and how many of them ordered again in each month after. The first order"
+            " itself is month 0. The current month isn't over, so its figures still rise."
         ),
         columns=(
             Column("cohort", "date", "First order"),
@@ -70,9 +70,9 @@ CUSTOMERS = (
         name="rfm",
         title="RFM grid",
         about=(
-            "Customers with orders in five equal groups by recency, frequency and spend; 5 is the most recent, frequent or valuable fifth."
-            " Equal values are told apart by the customer's id, so that the groups are equal. Spend is that on paid orders in one currency: the"
-            " most frequent one unless another is asked for."
+            "Customers with orders in five equal groups by recency, frequency and spend; 5 is the most recent, frequent or valuable"
+            " fifth. Equal values are told apart by the customer's id, so that the groups are equal. Spend is that on paid orders in"
+            " one currency: the most frequent one unless another is asked for."
         ),
         columns=(
             Column("recency", "integer", "Recency"),
@@ -105,8 +105,8 @@ CUSTOMERS = (
         name="repeat",
         title="Repeat orders",
         about=(
-            "How many customers made at least so many orders in the time asked about, and the median of the days since the order before. The"
-            " repeat rate is the share of those who made a second one."
+            "How many customers made at least so many orders in the time asked about, and the median of the days since the order"
+            " before. The repeat rate is the share of those who made a second one."
         ),
         columns=(
             Column("orders", "integer", "Orders, at least"),
@@ -129,8 +129,8 @@ CUSTOMERS = (
         name="segments",
         title="Segment sizes",
         about=(
-            "Members at the end of each period. Sizes of the past follow from the history of who entered and left; the built-in segments have"
-            " none, so only today's size is known."
+            "Members at the end of each period. Sizes of the past follow from the history of who entered and left; the built-in"
+            " segments have none, so only today's size is known."
         ),
         columns=(PERIOD, Column("segment", "text", "Segment"), Column("customers", "integer", "Customers")),
         reads=("periods",),
@@ -161,4 +161,3 @@ CUSTOMERS = (
         parts=("segment",),
     ),
 )
-

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from caudal.projections.reports._report import PERIOD, PERIODS, Chart, Column, Report, ratio, truncated
+from caudal.projections.reports._report import PERIOD, Chart, Column, Report, ratio, truncated
 
 __all__ = ["FEEDBACK", "nps", "nps_interval"]
 
@@ -45,7 +45,8 @@ _NPS = f"""answers, promoters, answers - promoters - detractors AS passives, det
     100 * (promoters - detractors)::float8 / nullif(answers, 0) AS nps,
     CASE WHEN answers > 0 THEN greatest(100 * ({_P} - {_D} - {_HALF}), -100) END AS low,
     CASE WHEN answers > 0 THEN least(100 * ({_P} - {_D} + {_HALF}), 100) END AS high"""
-_NPS_COUNTS = """count(score) AS answers, count(*) FILTER (WHERE score >= 9) AS promoters, count(*) FILTER (WHERE score <= 6) AS detractors"""
+_NPS_COUNTS = """count(score) AS answers, count(*) FILTER (WHERE score >= 9) AS promoters,
+    count(*) FILTER (WHERE score <= 6) AS detractors"""
 _NPS_ANSWERS = "(SELECT * FROM answers WHERE kind = 'nps' AND score BETWEEN 0 AND 10)"
 _NPS_COLUMNS = (
     Column("answers", "integer", "Answers"),
@@ -82,9 +83,7 @@ _NPS_ABOUT = (
 
 def _stretched(low: int, high: int) -> str:
     """A score on a scale of ours; one without a scale of its own is taken as it is."""
-    return (
-        f"CASE WHEN scale_max > scale_min THEN {low} + {high - low} * (score - scale_min) / (scale_max - scale_min) ELSE score END"
-    )
+    return f"CASE WHEN scale_max > scale_min THEN {low} + {high - low} * (score - scale_min) / (scale_max - scale_min) ELSE score END"
 
 
 _STARS = f"(SELECT *, {_stretched(1, 5)} AS stars FROM answers WHERE kind = 'review')"
@@ -159,8 +158,8 @@ FEEDBACK = (
         name="satisfaction",
         title="CSAT and CES",
         about=(
-            "CSAT: the share of answers in the upper quarter of their scale, which of 1 to 5 are 4 and 5. CES: the mean on a scale of 1 (hard)"
-            " to 7 (easy); other scales are stretched onto it."
+            "CSAT: the share of answers in the upper quarter of their scale, which of 1 to 5 are 4 and 5. CES: the mean on a scale of"
+            " 1 (hard) to 7 (easy); other scales are stretched onto it."
         ),
         columns=(
             PERIOD,
@@ -172,10 +171,11 @@ FEEDBACK = (
         ),
         reads=("periods", "answers"),
         select=f"""
-            SELECT p.period, count(csat), count(*) FILTER (WHERE csat >= 4), count(*) FILTER (WHERE csat >= 4)::float8 / nullif(count(csat), 0),
-                   count(ces), avg(ces)
+            SELECT p.period, count(csat), count(*) FILTER (WHERE csat >= 4),
+                   count(*) FILTER (WHERE csat >= 4)::float8 / nullif(count(csat), 0), count(ces), avg(ces)
             FROM periods p LEFT JOIN (
-                SELECT day, CASE WHEN kind = 'csat' THEN {_stretched(1, 5)} END AS csat, CASE WHEN kind = 'ces' THEN {_stretched(1, 7)} END AS ces
+                SELECT day, CASE WHEN kind = 'csat' THEN {_stretched(1, 5)} END AS csat,
+                       CASE WHEN kind = 'ces' THEN {_stretched(1, 7)} END AS ces
                 FROM answers
             ) a ON {truncated("a.day")} = p.period
             GROUP BY 1 ORDER BY 1""",

@@ -3,10 +3,10 @@
 - Slope: Theil-Sen, the median of the slopes between all pairs (Sen, Estimates of the Regression Coefficient Based on Kendall's Tau, Journal
   of the American Statistical Association 63, 1968). It is called rising or falling when the Mann-Kendall test, with its correction for
   ties, refuses "no trend" at 5 % (Mann, Nonparametric Tests Against Trend, Econometrica 13, 1945; Kendall, Rank Correlation Methods, 1975).
-- Anomalies: what is left when the line, and of days the median of each weekday, are taken off is compared with its median absolute
-  deviation: a modified z-score above 3.5 is an anomaly (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993). Where that
-  deviation is zero, the mean absolute deviation takes its place, as they propose. Of a series that is zero half of the time nothing is
-  said: a single order would be an anomaly.
+- Anomalies: what is left when the line is taken off, and of days the median of the other days of the same weekday, is compared with its
+  median absolute deviation: a modified z-score above 3.5 is an anomaly (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993).
+  Where that deviation is zero, the mean absolute deviation takes its place, as they propose. Of a series that is zero half of the time
+  nothing is said: a single order would be an anomaly.
 """
 
 from __future__ import annotations
@@ -70,14 +70,16 @@ def expected(values: Sequence[float], *, daily: bool = False) -> list[tuple[floa
     y = np.asarray(values, float)
     if line is None or 2 * np.count_nonzero(y) <= len(y):
         return []
-    level, free = line.start + line.slope * np.arange(len(y)), 1.0
+    level = line.start + line.slope * np.arange(len(y))
     if daily and len(y) >= WEEKDAYS_FROM:
+        rest = y - level
         for weekday in range(7):
-            level[weekday::7] += np.median(y[weekday::7] - level[weekday::7])
-        free = math.sqrt(len(y) / (len(y) - 7))  # levels fitted to the days themselves leave too little beside them
+            own = rest[weekday::7]
+            # of the others: a median that a value is part of lies too near to it
+            level[weekday::7] += [np.median(np.delete(own, n)) for n in range(len(own))]
     distance = np.abs(y - level)
     spread = _MAD * float(np.median(distance))
     if spread <= 1e-9 * float(np.abs(y).max()):
         spread = _MEAN * float(distance.mean())
-    half = _SCORE * spread * free
+    half = _SCORE * spread
     return [(float(middle - half), float(middle + half)) for middle in level]

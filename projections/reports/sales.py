@@ -20,8 +20,8 @@ def _top(name: str, title: str, column: str) -> Report:
         name=name,
         title=f"Top {title}",
         about=(
-            f"The {title} that brought most: price times quantity of the lines of paid orders, less the discounts on the lines. Orders,"
-            " customers and units are those of all orders that count. In one currency: the most frequent one unless another is asked for."
+            "What brought most: price times quantity of the lines of paid orders, less the discounts on the lines. Orders, customers"
+            " and units are those of all orders that count. In one currency: the most frequent one unless another is asked for."
         ),
         columns=(Column(column, "text", column.capitalize()), *_TOP_COLUMNS),
         reads=("lines", "main_of_lines"),
@@ -41,7 +41,8 @@ SALES = (
         title="Sales",
         about=(
             "Orders by the day they were placed, and money of the paid ones: gross is the total before discounts; net is gross less"
-            " discounts and less the refunds given in the period, whenever the order was placed. Cancelled and deleted orders don't count."
+            " discounts and less the refunds given in the period, whenever the order was placed. Cancelled and deleted orders don't"
+            " count."
         ),
         columns=(
             PERIOD,
@@ -80,8 +81,8 @@ SALES = (
         name="cities",
         title="Top cities",
         about=(
-            "Where orders go: the city shipped to, or else the customer's. Revenue is the total of paid orders, refunds not taken off. In one"
-            " currency: the most frequent one unless another is asked for."
+            "Where orders go: the city shipped to, or else the customer's. Revenue is the total of paid orders, refunds not taken off."
+            " In one currency: the most frequent one unless another is asked for."
         ),
         columns=(
             Column("city", "text", "City"),
@@ -104,8 +105,8 @@ SALES = (
         name="spend",
         title="Spend distribution",
         about=(
-            "How many customers spent how much on paid orders, refunds not taken off. The steps go up by 1, 2, 5, 10, 20, 50, … so that small"
-            " and large spenders both show. In one currency: the most frequent one unless another is asked for."
+            "How many customers spent how much on paid orders, refunds not taken off. The steps go up by 1, 2, 5, 10, 20, 50, … so"
+            " that small and large spenders both show. In one currency: the most frequent one unless another is asked for."
         ),
         columns=(
             Column("from_minor", "money", "From"),

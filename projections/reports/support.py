@@ -11,8 +11,8 @@ SUPPORT = (
         name="support",
         title="Support load",
         about=(
-            "Tickets opened and solved in the period, those open at its end, the median of the hours until the first reply to those opened in"
-            " it, and the ratings of those. A ticket that was opened again counts as open."
+            "Tickets opened and solved in the period, those open at its end, the median of the hours until the first reply to those"
+            " opened in it, and the ratings of those. A ticket that was opened again counts as open."
         ),
         columns=(
             PERIOD,

@@ -11,9 +11,14 @@ from caudal.schemas import Event, FeedbackStated, OrderStated, ProfileStated, Ti
 from caudal.schemas.events import OrderLine, Refund
 
 NOW = datetime(2026, 6, 10, 15, tzinfo=UTC)
-CUSTOMERS = [str(uuid.uuid5(uuid.NAMESPACE_OID, f"reports {n}")) for n in range(30)]
+CUSTOMERS = [str(uuid.uuid5(uuid.NAMESPACE_OID, f"reports {n}")) for n in range(60)]
 CITIES = ["Recife", "São Paulo", "Lisboa"]
-PRODUCTS = [("Sandal", "shoes", 5_990), ("Boot", "shoes", 25_000), ("Hat", "hats", 3_000), ("<b>Scarf</b> & co", None, 4_500)]
+PRODUCTS = [
+    ("Sandal", "shoes", 5_990),
+    ("Boot", "shoes", 25_000),
+    ("Hat", "hats", 3_000),
+    ("<b>Scarf</b> & co", None, 4_500),
+]
 STATUSES = ["paid", "paid", "paid", "partially_refunded", "refunded", "pending", "cancelled", None]
 
 
@@ -22,7 +27,16 @@ def events(seed: int = 7) -> list[Event]:
     rnd = random.Random(seed)
     made: list[Event] = []
     for number, customer in enumerate(CUSTOMERS):
-        made.append(_stated(ProfileStated, customer, f"p{number}", NOW - timedelta(days=300), name=f"Person {number}", city=CITIES[number % 3]))
+        made.append(
+            _stated(
+                ProfileStated,
+                customer,
+                f"p{number}",
+                NOW - timedelta(days=300),
+                name=f"Person {number}",
+                city=CITIES[number % 3],
+            )
+        )
         for turn in range(rnd.choice([0, 1, 1, 2, 3, 7, 12])):
             made.append(_order(rnd, customer, f"o{number}-{turn}"))
         for turn in range(rnd.randint(0, 2)):
@@ -49,7 +63,8 @@ def _moment(rnd: random.Random) -> datetime:
 def _order(rnd: random.Random, customer: str, id_: str) -> OrderStated:
     at = _moment(rnd)
     lines = tuple(
-        OrderLine(line_id=str(n), product=name, category=category, quantity=rnd.randint(1, 3), unit_price_minor=price, discount_minor=100 * n)
+        OrderLine(line_id=str(n), product=name, category=category, quantity=rnd.randint(1, 3), unit_price_minor=price,
+                  discount_minor=100 * n)
         for n, (name, category, price) in enumerate(rnd.sample(PRODUCTS, rnd.randint(1, 3)))
     )  # fmt: skip
     total = sum(line.quantity * line.unit_price_minor - line.discount_minor for line in lines)
@@ -81,5 +96,6 @@ def _answer(rnd: random.Random, customer: str, id_: str) -> FeedbackStated:
     at = _moment(rnd)
     return _stated(
         FeedbackStated, customer, id_, at, feedback_id=id_, kind=kind, score=float(rnd.randint(low, high)), scale_min=float(low),
-        scale_max=float(high), answered_at=at, product=rnd.choice([None, "Sandal", "Boot"]), status=rnd.choice(["published", "published", "deleted"]),
+        scale_max=float(high), answered_at=at, product=rnd.choice([None, "Sandal", "Boot"]),
+        status=rnd.choice(["published", "published", "deleted"]),
     )  # fmt: skip

@@ -107,6 +107,8 @@ async def test_a_wrong_token_is_refused(http, may):
         ("/segments", "segments:read"),
         ("/segments/loyal/members", "segments:read"),
         (f"/customers/{ID}/segments/history", "segments:read"),
+        ("/reports", "reports:read"),
+        ("/reports/sales", "reports:read"),
         ("/replays", "operate"),
         ("/replays/1/diff", "operate"),
     ],
@@ -179,6 +181,7 @@ async def test_the_openapi_document_lists_what_there_is(http, may):
         "/customers/search", "/customers/{customer_id}/segments/history",
         "/segments", "/segments/preview", "/segments/{name}", "/segments/{name}/versions", "/segments/{name}/members",
         "/segments/{name}/overlap", "/segments/{name}/explain/{customer_id}", "/segments/{name}/list",
+        "/reports", "/reports/{name}",
         "/replays", "/replays/{id}", "/replays/{id}/diff", "/replays/{id}/progress", "/replays/{id}/swap", "/replays/{id}/rollback",
         "/replays/{id}/cancel",
     }  # fmt: skip
