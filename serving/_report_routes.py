@@ -89,7 +89,7 @@ def register(
         except UnknownReport as exc:
             raise Problem(404, exc.code, "there is no such report; GET /reports lists them") from exc
         except ReportTooSlow as exc:
-            raise Problem(503, exc.code, "the report took too long; ask for fewer days") from exc
+            raise Problem(422, exc.code, "the report took too long; ask for fewer days") from exc
         headers = {"cache-control": "no-store", "caudal-token": made.token}
         if format != "json":
             headers["content-disposition"] = f'attachment; filename="{name}.{format}"'

@@ -14,8 +14,6 @@ from typer.core import TyperGroup
 from caudal.cli._output import Json, emit, examples, note, resolved, table
 
 if TYPE_CHECKING:
-    import click
-
     from caudal.serving._reports import Made
 
 __all__ = ["app"]
@@ -24,9 +22,8 @@ __all__ = ["app"]
 class _ByName(TyperGroup):
     """A group in which the name of a report stands for making it."""
 
-    def resolve_command(  # the hook that click has for it
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    # click's own types come from another place in each version of typer
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             args = ["make", *args]
         return super().resolve_command(ctx, args)

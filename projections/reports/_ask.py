@@ -104,7 +104,7 @@ def plan(report: Report, asked: Asked) -> Plan:
         who = "JOIN who USING (customer_id)"
     ctes = ", ".join(f"{name} AS {'MATERIALIZED ' * (name == 'who')}({text})" for name, text in shared.items())
     statement = f"SELECT * FROM (WITH {ctes} {report.select}) r LIMIT {MOST_ROWS + 1}".replace("{who}", who)
-    told = {
+    told: dict[str, Any] = {
         "criteria": criteria.print_text(asked.criteria) if asked.criteria is not None else None,
         "from": first, "to": last, "time_zone": asked.zone,
     }  # fmt: skip
