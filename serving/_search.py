@@ -52,7 +52,10 @@ FACETS = {
         "SELECT m.favourite_category, f.customer_id FROM found f JOIN live.metrics m USING (customer_id)"
         " WHERE m.favourite_category IS NOT NULL"
     ),
-    "segment": f"SELECT g.segment, f.customer_id FROM found f JOIN {MEMBERS} g USING (customer_id)",
+    "segment": (
+        "SELECT g.segment, f.customer_id FROM found f"
+        f" CROSS JOIN LATERAL (SELECT segment FROM {MEMBERS} m WHERE m.customer_id = f.customer_id OFFSET 0) g"
+    ),
 }
 """What can be counted by value → rows (value, customer)."""
 

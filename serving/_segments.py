@@ -61,10 +61,13 @@ _LAST = """
                SELECT %(customer)s::uuid UNION ALL
                SELECT f.customer_id FROM hub.subjects s JOIN hub.former_customers f USING (subject) WHERE s.customer_id = %(customer)s))
 """
+# behind a fence memberships are looked up by customer, however many there are
 _OVERLAP = f"""
     WITH base AS MATERIALIZED ({{base}})
     SELECT NULL, count(*) FROM base
-    UNION ALL SELECT g.segment, count(*) FROM base JOIN {MEMBERS} g USING (customer_id) GROUP BY g.segment
+    UNION ALL SELECT g.segment, count(*) FROM base CROSS JOIN LATERAL (
+        SELECT segment FROM {MEMBERS} m WHERE m.customer_id = base.customer_id OFFSET 0
+    ) g GROUP BY g.segment
 """
 
 
@@ -308,9 +311,10 @@ class Segments:
 
 
 def _change(last: dict[str, Any]) -> dict[str, Any]:
+    at = datetime.fromisoformat(last["at"])
     return {
         "change": "entered" if last["entered"] else "left",
-        "at": last["at"],
+        "at": at,
         "version": last["version"],
         "cause": last["cause"],
     }

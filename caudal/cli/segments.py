@@ -259,7 +259,11 @@ def explain(name: Name, customer_id: Id, as_json: Json = False) -> None:
         emit(found)
         return
     change = found["last_change"]
-    since = f", {change['change']} {change['at']} by {change['cause']} (version {change['version']})" if change else ""
+    since = (
+        f", {change['change']} {change['at']:%Y-%m-%d %H:%M:%S} by {change['cause']} (version {change['version']})"
+        if change
+        else ""
+    )
     print(f"{'in' if found['member'] else 'not in'} {name}{since}")
     if found["conditions"]:
         print()
