@@ -133,6 +133,11 @@ class Settings(BaseSettings):
         description="TOML file with secrets by name; the environment wins. Unset: `secrets.toml` in the home folder.",
     )
     default_region: str = Field("BR", description="ISO 3166 country for phone numbers without a country code.")
+    base_currency: str = Field(
+        "BRL",
+        pattern="^[A-Z]{3}$",
+        description="ISO 4217 code of the currency that `caudal rates load` takes rates to.",
+    )
     log_level: str = Field("info", description="debug, info, warning or error.")
     log_json: bool | None = Field(None, description="JSON log lines. Unset: JSON unless standard error is a terminal.")
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)

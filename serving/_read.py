@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 from caudal.projections import PROVENANCE
+from caudal.projections.criteria.fields import SPEND_BASE
 from caudal.projections.profiles import FIELDS
 from caudal.projections.segments import MEMBERS
 from caudal.schemas import position
@@ -41,13 +42,18 @@ _ATTRIBUTES = """
     ORDER BY a.name, ({priority})::int DESC, a.occurred_at DESC, a.captured_at DESC, a.event_id DESC
 """
 
+_SPEND_BASE = f"""jsonb_build_object(
+    'currency', (SELECT base FROM hub.rates LIMIT 1), 'spend_minor', {SPEND_BASE.format(spend="m.spend_minor")},
+    'missing', ARRAY(SELECT c FROM jsonb_object_keys(m.spend_minor) c WHERE c NOT IN (SELECT currency FROM hub.rates) ORDER BY c))"""
+
 _CUSTOMERS = """
     WITH ids AS ({ids})
     SELECT ids.customer_id, {position},
         (SELECT to_jsonb(p) FROM live.profiles p WHERE p.customer_id = ids.customer_id),
         (SELECT jsonb_object_agg(v.field, to_jsonb(v) - 'field') FROM ({provenance}) v),
         (SELECT jsonb_object_agg(v.name, to_jsonb(v) - 'name') FROM ({attributes}) v),
-        (SELECT to_jsonb(m) - 'customer_id' FROM live.metrics m WHERE m.customer_id = ids.customer_id),
+        (SELECT to_jsonb(m) - 'customer_id' || jsonb_build_object('spend_base', {spend_base})
+         FROM live.metrics m WHERE m.customer_id = ids.customer_id),
         (SELECT jsonb_agg(jsonb_strip_nulls(to_jsonb(g) - 'customer_id') ORDER BY g.segment)
          FROM {members} g WHERE g.customer_id = ids.customer_id),
         (SELECT jsonb_agg(to_jsonb(c) - '{{event_id,captured_at,stated}}'::text[]
@@ -202,6 +208,7 @@ class Customers:
         names = {"schema": "live", "priority": priority, "fence": ""}  # one customer: no plan needs a fence
         parts = {
             "position": POSITION,
+            "spend_base": _SPEND_BASE,
             "members": MEMBERS,
             "provenance": _PROVENANCE.format(**names),
             "attributes": _ATTRIBUTES.format(**names),

@@ -89,7 +89,9 @@ class Customer(_Shape):
     profile: dict[str, Stated | dict[str, Stated]] | None = Field(
         description="Every field that has a value; `attributes` holds the custom ones. Null when all subjects are deleted."
     )
-    metrics: dict[str, Any] | None
+    metrics: dict[str, Any] | None = Field(
+        description="Every figure; `spend_base` is all spend in the base currency at the newest rates, null while a rate is `missing`."
+    )
     segments: list[Segment]
     consents: list[Consent]
     subjects: list[Subject]

@@ -13,7 +13,7 @@ from typing import Literal, cast
 from caudal.projections.metrics import metrics
 from caudal.projections.profiles import FIELDS as PROFILE_FIELDS
 
-__all__ = ["FACT_KINDS", "FIELDS", "OPERATORS", "FactKind", "Field", "Kind", "exponent"]
+__all__ = ["FACT_KINDS", "FIELDS", "OPERATORS", "SPEND_BASE", "FactKind", "Field", "Kind", "exponent"]
 
 Kind = Literal["text", "code", "number", "money", "time", "date", "list", "codes", "attribute", "days", "age"]
 
@@ -102,6 +102,14 @@ _METRIC_ABOUT = {
 }
 
 
+SPEND_BASE = f"""(
+    SELECT CASE WHEN count(*) = count(r.factor)
+                THEN least(greatest(round(coalesce(sum(s.value::numeric * r.factor), 0)), {-(2**63)}), {2**63 - 1})::bigint END
+    FROM jsonb_each_text({{spend}}) s(currency, value)
+    LEFT JOIN LATERAL (SELECT x.factor FROM hub.rates x WHERE x.currency = s.currency ORDER BY x.day DESC LIMIT 1) r ON true)"""
+"""Spend by currency in the base currency, by each one's newest rate; NULL when one has none."""
+
+
 def _elapsed(column: str, view: str) -> Field:
     """Whole days of 24 hours since a time of the profile or the metrics."""
     what = column.split(".")[1].removesuffix("_at").replace("_", " ")
@@ -145,6 +153,12 @@ def _metrics() -> dict[str, Field]:
         "(m.spend_minor ->> {currency})::float8 / nullif(m.orders_count, 0)",
         "metrics",
         "spend in a currency by the number of orders, in minor units",
+    )
+    found["spend_base_minor"] = Field(
+        "number",
+        f"CASE WHEN m.spend_minor IS NOT NULL THEN {SPEND_BASE.format(spend='m.spend_minor')} END",
+        "metrics",
+        "all spend in the base currency at the newest rates, in its minor units; unknown while a rate is missing",
     )
     found["purchase_interval_days"] = Field(
         "number",

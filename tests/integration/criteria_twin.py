@@ -17,6 +17,7 @@ LINES = {
     "product": "line_products", "product_id": "line_product_ids", "sku": "line_skus", "variant": "line_variants",
     "category": "line_categories", "brand": "line_brands", "quantity": "line_quantities",
 }  # fmt: skip
+RATES = {"BRL": 1, "EUR": 6}
 LISTS = {"tags", "interests", "other_emails", "other_phones", "coupons"}
 EXACT = {
     "cpf", "cnpj", "region", "postal_code", "country", "language", "timezone", "gender", "source", "status", "fulfillment_status",
@@ -138,6 +139,8 @@ class Twin:
         if plain == "average_order_minor":
             spend = metrics["spend_minor"].get(part)
             return None if spend is None or not metrics["orders_count"] else spend / metrics["orders_count"]
+        if plain == "spend_base_minor":
+            return sum(spent * RATES[currency] for currency, spent in metrics["spend_minor"].items())
         if plain == "purchase_interval_days":
             if metrics["orders_count"] < 2 or metrics["first_order_at"] is None:
                 return None

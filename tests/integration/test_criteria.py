@@ -102,6 +102,7 @@ def _fill(conn: psycopg.Connection[Any], rnd: random.Random) -> None:
             cursor.executemany(statement, list(rows.values()))
     for view in VIEWS:
         conn.execute(f"INSERT INTO live.{view.name} ({', '.join(view.columns)}) {select_sql(view, 'live', '0')}")
+    conn.execute("INSERT INTO hub.rates VALUES ('EUR', '2026-01-02', 6, 6, 'BRL')")
     conn.execute("ANALYZE")
 
 

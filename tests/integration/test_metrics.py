@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from caudal.projections import Runner
+from caudal.projections.criteria import parse
+from caudal.projections.criteria.compile import members
+from caudal.projections.criteria.fields import FIELDS
 from caudal.schemas import (
     Event,
     FeedbackStated,
     InteractionRecorded,
     OrderLine,
     OrderStated,
+    ProfileStated,
     Refund,
     TicketStated,
 )
@@ -20,6 +25,7 @@ from caudal.schemas.codec import Codec, LocalRegistry
 from logs import PARTITIONS, apply, connect, records
 from psycopg.rows import dict_row
 
+from caudal import rates
 from caudal.settings import Settings
 
 ANA = "00000000-0000-0000-0000-00000000000a"
@@ -56,6 +62,10 @@ def _ticket(number: int, status: str, replied_s: int | None) -> TicketStated:
 
 def _mail(number: int, kind: str) -> InteractionRecorded:
     return InteractionRecorded(**_header(number), interaction_id=str(number), kind=f"email.{kind}")
+
+
+def _spend_base(conn: Any) -> Any:
+    return conn.execute(f"SELECT {FIELDS['spend_base_minor'].sql} FROM live.metrics m").fetchone()[0]
 
 
 @pytest.fixture
@@ -120,3 +130,30 @@ def test_nonsense_of_any_size_does_not_stop_the_stream(figures: Any) -> None:
     )  # fmt: skip
     assert (row["mean_review_rating"], row["mean_first_response_s"]) == (0.0, 2.0**31 - 1)
     assert row["favourite_product"] == "x"
+
+
+def test_spend_in_the_base_currency_follows_the_newest_rates_and_is_null_while_one_is_missing(
+    figures: Any, settings: Settings
+) -> None:
+    figures(
+        _order(1, 10050),
+        _order(2, 300, currency="JPY"),
+        _order(3, 1000, currency="EUR"),
+        ProfileStated(**_header(4), name="Ana"),
+    )
+    old, new = date(2026, 1, 1), date(2026, 2, 1)
+    with connect(settings) as conn:
+        assert _spend_base(conn) is None
+        assert rates.listed(conn) == {"base": "BRL", "rates": [], "missing": ["EUR", "JPY"]}
+        rates.load(conn, "BRL", [rates.Rate("JPY", new, Decimal("0.037")), rates.Rate("EUR", new, Decimal("6.2"))])
+        rates.load(conn, "BRL", [rates.Rate("EUR", old, Decimal(1))])
+        assert _spend_base(conn) == 10050 + 1110 + 6200  # 300 JPY are 11.10 BRL
+        asked = members(parse("spend_base_minor between 17360 and 17360"))
+        found = conn.execute(asked.text, {**asked.parameters, "now": MONDAY}).fetchall()
+        assert [str(customer) for (customer,) in found] == [ANA]
+        # another base currency: what was loaded for the former one is gone
+        assert rates.load(conn, "EUR", [rates.Rate("BRL", new, Decimal("0.2"))]) == 1
+        assert _spend_base(conn) is None
+        assert rates.load(conn, "EUR", [rates.Rate("JPY", new, Decimal("0.006"))]) == 2
+        assert _spend_base(conn) == 2010 + 180 + 1000
+        assert rates.listed(conn)["missing"] == []
