@@ -16,10 +16,11 @@ from caudal.serving._search_routes import problem_of
 from caudal.serving.models import ProblemDocument, ReportAnswer, ReportsAnswer
 from fastapi import FastAPI, Query, Response
 from fastapi import Path as InPath
+from fastapi.concurrency import run_in_threadpool
 
 __all__ = ["register"]
 
-Format = Literal["json", "csv"]
+Format = Literal["json", "csv", "html", "pdf"]
 
 
 def register(
@@ -93,4 +94,6 @@ def register(
         headers = {"cache-control": "no-store", "caudal-token": made.token}
         if format != "json":
             headers["content-disposition"] = f'attachment; filename="{name}.{format}"'
-        return Response(encoded(made, format), headers=headers, media_type=MEDIA_TYPES[format])
+        # drawing a PDF takes a while: other requests go on
+        body = await run_in_threadpool(encoded, made, format)
+        return Response(body, headers=headers, media_type=MEDIA_TYPES[format])

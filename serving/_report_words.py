@@ -9,7 +9,7 @@ from typing import Any
 from caudal.projections.criteria.fields import exponent
 from caudal.projections.reports import Column, Result
 
-__all__ = ["cell", "money", "summary"]
+__all__ = ["asked", "cell", "money", "summary"]
 
 
 def cell(value: Any, column: Column, row: Mapping[str, Any]) -> str:
@@ -36,6 +36,14 @@ def money(minor: float, currency: str | None) -> str:
     digits = exponent(currency or "")
     whole, rest = divmod(abs(round(minor)), 10**digits)
     return f"{'-' if minor < 0 else ''}{whole:,}{f'.{rest:0{digits}}' if digits else ''}"
+
+
+def asked(result: Result) -> str:
+    """What was asked, in a line."""
+    told = result.parameters
+    names = {"criteria": "customers with", "from": "from", "to": "to", "time_zone": "days of", "by": "by"}
+    words = [f"{names.get(name, name)} {value}" for name, value in told.items() if value is not None]
+    return f"Asked: {', '.join(words)}."
 
 
 def summary(result: Result) -> Iterator[str]:

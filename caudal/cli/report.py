@@ -36,7 +36,7 @@ app = typer.Typer(help="Make reports: `caudal report NAME`.", no_args_is_help=Tr
     epilog=examples(
         "caudal report sales --by month --time-zone America/Sao_Paulo",
         "caudal report products --where 'city = \"Recife\"' --from 2026-01-01 --to 2026-03-31 --limit 10",
-        "caudal report cohorts --format csv --out cohorts.csv",
+        "caudal report cohorts --format html --out cohorts.html",
     )
 )
 def make(
@@ -59,7 +59,9 @@ def make(
     segment: Annotated[str | None, typer.Option(help="Of `segments`: only this one.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, max=500, help="Most rows of a list.")] = None,
     time_zone: Annotated[str, typer.Option(help="An IANA time zone; its midnight begins a day.")] = "UTC",
-    format_: Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="How it is written.")] = "table",
+    format_: Annotated[
+        Literal["table", "json", "csv", "html", "pdf"], typer.Option("--format", help="How it is written.")
+    ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
 ) -> None:
     """Make a report; `caudal report NAME` is short for it."""

@@ -299,6 +299,12 @@ def test_reports_are_read_over_http(http):
     rows = list(csv.DictReader(io.StringIO(http.get("/reports/sales", params={**asked, "format": "csv"}).text)))
     assert [row["net_minor"] for row in rows] == [str(row["net_minor"]) for row in body["rows"]]
 
+    page = http.get("/reports/products", params={"format": "html"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert "&lt;b&gt;Scarf&lt;/b&gt; &amp; co" in page.text
+    assert "<b>" not in page.text
+    assert http.get("/reports/products", params={"format": "pdf"}).content.startswith(b"%PDF-")
+
     def fault(path: str, **asked: str) -> tuple[int, str, str | None]:
         answer = http.get(f"/reports/{path}", params=asked)
         return answer.status_code, answer.json()["code"], answer.json().get("path")
