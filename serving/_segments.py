@@ -26,10 +26,18 @@ SAMPLE = 10_000
 CANDIDATES = 5_000
 """So many customers are judged by criteria that take longer than `SLOW_MS`."""
 SLOW_MS = 1_000
+COUNTED = 200_000
+"""Of so many memberships sizes are estimated when counting all of them takes longer."""
 
 _SIZES = """
-    SELECT s.name, count(m.customer_id) FROM hub.segments s LEFT JOIN hub.segment_memberships m ON m.segment_id = s.id GROUP BY s.name
-    UNION ALL SELECT segment, count(*) FROM live.segment_members GROUP BY segment
+    SELECT s.name, (m.size * {times_defined})::bigint
+    FROM (SELECT segment_id, count(*) AS size FROM hub.segment_memberships {of_defined} GROUP BY segment_id) m
+    JOIN hub.segments s ON s.id = m.segment_id
+    UNION ALL SELECT segment, (count(*) * {times_built_in})::bigint FROM live.segment_members {of_built_in} GROUP BY segment
+"""
+_ROWS = """
+    SELECT greatest(reltuples, 1)::float8 FROM unnest(ARRAY['hub.segment_memberships', 'live.segment_members']) WITH ORDINALITY t(name, n)
+    JOIN pg_class ON oid = t.name::regclass ORDER BY n
 """
 _VERSIONS = """
     SELECT v.version, v.criteria, v.description, v.changed_at, v.changed_by FROM hub.segment_versions v WHERE segment_id = %s
@@ -101,16 +109,27 @@ class Segments:
         self._search = Search(pool)
 
     async def listed(self, *, archived: bool = False) -> list[dict[str, Any]]:
-        """Every segment by name, with its size; that is None where counting would take long."""
+        """Every segment by name, with its size; `exact` is False where that is an estimate."""
         only = "" if archived else "WHERE state <> 'archived'"
         rows = await self._rows(f"SELECT {definitions.COLUMNS} FROM hub.segments {only}")
         found = [plain(definitions.of_row(row)) for row in rows] + [_built_in(name) for name in SEGMENTS]
-        sizes = await self._in_time(_SIZES)
-        counts = None if sizes is None else dict(sizes)
+        sizes = await self._in_time(_SIZES.format(times_defined=1, of_defined="", times_built_in=1, of_built_in=""))
+        exact = sizes is not None
+        counts = dict(await self._estimated() if sizes is None else sizes)
         return [
-            {**each, "size": None if counts is None else counts.get(each["name"], 0)}
+            {**each, "size": counts.get(each["name"], 0), "exact": exact}
             for each in sorted(found, key=lambda each: str(each["name"]))
         ]
+
+    async def _estimated(self) -> list[Any]:
+        """Sizes after a sample of the memberships."""
+        parts = [min(1.0, COUNTED / rows) for (rows,) in await self._rows(_ROWS)]
+        samples = [f"TABLESAMPLE SYSTEM ({100 * part:.6f})" for part in parts]
+        return await self._rows(
+            _SIZES.format(
+                times_defined=1 / parts[0], of_defined=samples[0], times_built_in=1 / parts[1], of_built_in=samples[1]
+            )
+        )
 
     async def one(self, name: str) -> dict[str, Any]:
         """A segment with its size.
@@ -120,7 +139,7 @@ class Segments:
         """
         segment = await self._named(name)
         size = await self._size(segment, name)
-        return {**(_built_in(name) if segment is None else plain(segment)), "size": size}
+        return {**(_built_in(name) if segment is None else plain(segment)), "size": size, "exact": True}
 
     async def versions(self, name: str) -> list[dict[str, Any]]:
         """What it was, newest first; none of a built-in segment.
@@ -174,8 +193,9 @@ class Segments:
         """How many customers the criteria hold of now, and some of them.
 
         Raises:
-            BadCriteria: the fields aren't there.
+            BadCriteria: the fields or segments that are named aren't there.
         """
+        definitions.check_names(condition, await self._known())
         found = await self._search.page(Searched(criteria=condition, count=True, limit=limit, fields=fields))
         return Answer(found.token, {"count": found.data["count"], "sample": found.data["customers"]})
 
@@ -184,6 +204,7 @@ class Segments:
 
         Raises:
             UnknownSegment: there is none.
+            BadCriteria: segments that are named aren't there.
         """
         if isinstance(of, str):
             segment = await self._named(of)
@@ -192,6 +213,7 @@ class Segments:
             parameters = {"segment": segment.id if segment else of, "after": uuid.UUID(int=0), "limit": SAMPLE}
             rows = await self._rows(_OVERLAP.format(base=base), parameters)
         else:
+            definitions.check_names(of, await self._known())
             found = await self._search.page(Searched(criteria=of, count=True, limit=1, fields=()))
             size, exact = found.data["count"]["value"], found.data["count"]["exact"]
             rows, whole = await self._judged(of)
@@ -271,9 +293,13 @@ class Segments:
             return None
         rows = await self._rows(f"SELECT {definitions.COLUMNS} FROM hub.segments WHERE name = %s", (name,))
         if not rows:
-            known = [n for (n,) in await self._rows("SELECT name FROM hub.segments WHERE state <> 'archived'")]
-            raise definitions.unknown(name, [*known, *SEGMENTS])
+            raise definitions.unknown(name, [*await self._known(), *SEGMENTS])
         return definitions.of_row(rows[0])
+
+    async def _known(self) -> list[str]:
+        """The names of the defined segments."""
+        rows = await self._rows("SELECT name FROM hub.segments WHERE state NOT IN ('leaving', 'archived')")
+        return [name for (name,) in rows]
 
     async def _size(self, segment: Segment | None, name: str) -> int:
         statement = (

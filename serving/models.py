@@ -178,7 +178,8 @@ class SegmentAnswer(_Shape):
     text: str | None = Field(description="The same in the text form.")
     created_at: datetime | None
     changed_at: datetime | None
-    size: int | None = Field(default=None, description="Members; null in a list of segments when counting takes long.")
+    size: int | None = Field(default=None, description="Members; left out in the answer to a change.")
+    exact: bool | None = Field(default=None, description="False: `size` is estimated, for counting takes long.")
     change: str | None = Field(
         default=None, description="After a change: created, edited, restored, described, unchanged or archived."
     )

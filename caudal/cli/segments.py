@@ -52,7 +52,8 @@ def list_(
         emit(found)
     else:
         columns = ("name", "kind", "state", "version", "size", "description")
-        table(columns, [[each[column] for column in columns] for each in found])
+        sized = [{**each, "size": f"{'' if each['exact'] else 'about '}{each['size']}"} for each in found]
+        table(columns, [[each[column] for column in columns] for each in sized])
 
 
 @app.command(epilog=examples("caudal segments show loyal", "caudal segments show loyal --json | jq .criteria"))

@@ -6,7 +6,7 @@ Whoever changes one holds a lock that others who change one wait for, so what is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +32,7 @@ __all__ = [
     "SegmentConflict",
     "UnknownSegment",
     "archive",
+    "check_names",
     "create",
     "defined",
     "edit",
@@ -208,7 +209,7 @@ def save(conn: psycopg.Connection[Any], drafts: Sequence[Draft], by: str) -> lis
         trees = {name: s.condition for name, s in there.items() if s.state not in _GONE}
         trees |= {name: draft.condition for name, draft in wanted.items()}
         for draft in drafts:
-            _check_names(draft, trees)
+            check_names(draft.condition, trees)
         criteria.order({name: condition for name, condition in trees.items() if condition is not None})
         ordered = criteria.order({name: d.condition for name, d in wanted.items() if d.condition is not None})
         lists = [name for name in wanted if name not in ordered]
@@ -260,10 +261,15 @@ def _check(draft: Draft) -> None:
         )
 
 
-def _check_names(draft: Draft, trees: Mapping[str, Condition | None]) -> None:
-    for path, node in tree.walk(draft.condition) if draft.condition else ():
-        if isinstance(node, tree.Segment) and node.segment not in trees and node.segment not in SEGMENTS:
-            near = get_close_matches(node.segment, [*trees, *SEGMENTS], n=1)
+def check_names(condition: Condition | None, known: Collection[str]) -> None:
+    """That the criteria name no other segments than these and the built-in ones.
+
+    Raises:
+        BadCriteria: they do; `path` leads there.
+    """
+    for path, node in tree.walk(condition) if condition else ():
+        if isinstance(node, tree.Segment) and node.segment not in known and node.segment not in SEGMENTS:
+            near = get_close_matches(node.segment, [*known, *SEGMENTS], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise BadCriteria(f"unknown segment{hint}", path=f"{path}.segment" if path else "segment")
 

@@ -107,6 +107,8 @@ def test_a_segment_is_defined_edited_and_archived(http, conn):
     _refused(http.get("/segments/lloyal"), 404, "unknown_segment")
     _refused(http.delete("/segments/buyers"), 404, "unknown_segment")
     _refused(http.put("/segments/buyers", json={"list": True}), 422, "bad_segment")
+    asked = {"criteria": 'segment("lloyal")'}
+    assert _refused(http.post("/segments/preview", json=asked), 422, "bad_criteria")["path"] == "segment"
     fault = _refused(http.put("/segments/x", json={"criteria": 'age > 3 and segment("loyal")'}), 422, "bad_criteria")
     assert fault["path"] == "all[1].segment"
 
@@ -174,6 +176,14 @@ def test_an_overlap_of_many_is_estimated_and_says_so(http, conn, monkeypatch):
     )
     tried = http.post("/segments/preview", json={"criteria": 'bought(sku = "x")', "overlap": True})
     assert _told(tried, models.PreviewAnswer)["overlap"] == {"size": 0, "exact": False, "segments": []}
+    conn.execute(
+        "INSERT INTO live.segment_members SELECT customer_id, s FROM live.profiles, unnest('{mailable,refunded,unhappy}'::text[]) s"
+    )
+    conn.execute("ANALYZE live.segment_members")
+    monkeypatch.setattr("caudal.serving._segments.COUNTED", 10_000)
+    sizes = {s["name"]: s for s in _told(http.get("/segments"), models.SegmentsAnswer)["segments"]}
+    assert not sizes["mailable"]["exact"]
+    assert 10_000 < sizes["mailable"]["size"] < 30_000
 
 
 def test_explain_agrees_with_the_criteria_and_says_what_would_change_it(http, conn):
@@ -263,5 +273,5 @@ def test_the_commands_show_who_is_in_a_segment_and_why(caudal, conn):
     assert caudal("preview", 'city = "Recife"', "--field", "name").startswith("2 customers")
     assert "loyal    archived  1        leaving" in caudal("archive", "loyal")
     assert "leaving" in caudal("list", "--archived")
-    assert "no segment has this name (did you mean loyal?)" in caudal("show", "loyall", status=1)
+    assert "no segment has this name (did you mean vips?)" in caudal("show", "vipss", status=1)
     assert "no customer has the id" in caudal("explain", "loyal", str(uuid.UUID(int=9)), status=1)
