@@ -156,6 +156,7 @@ def create(conn: psycopg.Connection[Any], draft: Draft, by: str) -> Saved:
         BadSegment: see `save`.
         BadCriteria: see `save`.
     """
+    _check(draft)
     with locked(conn):
         row = conn.execute("SELECT state FROM hub.segments WHERE name = %s", (draft.name,)).fetchone()
         if row is not None and row[0] not in _GONE:

@@ -17,6 +17,7 @@ import pytest
 import structlog
 from api_server import running, token_of
 from caudal.projections import criteria, ensure_live
+from caudal.projections.membership.stage import Memberships
 from caudal.serving import models
 from logs import connect
 from programs import environment
@@ -208,6 +209,62 @@ def test_explain_agrees_with_the_criteria_and_says_what_would_change_it(http, co
     assert zoe["would_change"] == '`city = "Recife"` holds and `bought(within = 30d)` holds'
     built_in = _told(http.get(f"/segments/buyers/explain/{RUI}"), models.ExplainAnswer)
     assert (built_in["member"], built_in["conditions"]) == (True, [])
+
+
+def test_what_the_stage_keeps_is_what_is_explained(http, conn, settings):
+    criteria_ = [
+        LOYAL, 'city = "Recife" or bought()', 'not city = "Recife"', 'segment("buyers") and not segment("vips")',
+        "bought(times = 0, within = 5d) and not bought(within = 20d)", "name is known",
+    ]  # fmt: skip
+    http.put("/segments/vips", json={"list": True})
+    for number, text in enumerate(criteria_):
+        assert http.put(f"/segments/s{number}", json={"criteria": text}).status_code == 201
+    stage = Memberships(settings)
+    try:
+        while stage.step():
+            pass
+        http.post("/segments/vips/list", json=[str(RUI)])
+        while stage.step():
+            pass
+    finally:
+        stage.close()
+    members = set()
+    for name in ("vips", *(f"s{number}" for number in range(len(criteria_)))):
+        for customer in (ANA, RUI, ZOE):
+            told = _told(http.get(f"/segments/{name}/explain/{customer}"), models.ExplainAnswer)
+            assert told["member"] is told["holds"], (name, customer)
+            members |= {(name, customer)} if told["member"] else set()
+    assert {c for name, c in members if name == "vips"} == {RUI}
+    assert {c for name, c in members if name == "s3"} == {ANA}
+    items = _told(http.get(f"/customers/{RUI}/segments/history"), models.HistoryAnswer)["items"]
+    assert {(i["segment"], i["change"], i["cause"]) for i in items[:2]} == {
+        ("vips", "entered", "definition"), ("s3", "left", "definition"),
+    }  # fmt: skip
+
+
+def test_no_request_makes_it_fail(http):
+    http.put("/segments/loyal", json={"criteria": LOYAL})
+    http.put("/segments/vips", json={"list": True})
+
+    def as_json(value: Any) -> dict[str, Any]:  # httpx refuses to write lone surrogates
+        return {"content": json.dumps(value), "headers": {"content-type": "application/json"}}
+
+    odd: list[Any] = [None, [], {}, 3, "", "\0", "x" * 5_000, '"', {"all": []}, {"segment": "\ud800"}, "age > 3 and", True]  # fmt: skip
+    requests: list[tuple[str, str, dict[str, Any]]] = [
+        *(("PUT", "/segments/loyal", as_json({"criteria": each})) for each in odd),
+        *(("PUT", "/segments/vips", as_json({"list": True, "description": each})) for each in odd),
+        *(("POST", "/segments", as_json({"name": each, "list": True})) for each in odd),
+        *(("POST", "/segments/preview", as_json({"criteria": each, "overlap": True})) for each in odd),
+        *(("POST", "/segments/vips/list", as_json(each)) for each in odd),
+        *(("POST", "/segments/preview", as_json({"criteria": "age > 3", "fields": [each]})) for each in odd),
+        *(("DELETE", "/segments/vips/list", {"content": each}) for each in (b"", b"\0", b"\xff", b",;\t\n" * 50, b"x" * 99_999)),
+        *(("GET", f"/customers/{ANA}/segments/history", {"params": {"before": each}}) for each in ("WzEsMl0", "\0", "9" * 5_000)),
+        *(("GET", f"/segments/{name}/members", {}) for name in ("%00", "..", "a" * 65, "é", "LOYAL", "a%2Fb")),
+    ]  # fmt: skip
+    for method, path, sent in requests:
+        answer = http.request(method, path, **sent)
+        assert answer.status_code < 500, (method, path, answer.text)
+    assert _told(http.get("/segments/loyal"), models.SegmentAnswer)["version"] == 1
 
 
 @pytest.fixture
