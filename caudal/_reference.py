@@ -30,7 +30,7 @@ def settings() -> str:
         "# Settings",
         (
             f"Every setting is an environment variable. One that begins with `{PREFIX}` and is none of these is an error, "
-            "so that a misspelling is found. `caudal.toml` holds the sources and nothing else."
+            "so that a misspelling is found. `caudal.toml` holds the sources and the scheduled reports, and nothing else."
         ),
         _table(("variable", "default", "what it is"), top),
     ]

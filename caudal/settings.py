@@ -127,7 +127,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
 
     home: Path = Field(Path(".caudal"), description="Folder for embedded servers' data, logs and run files.")
-    config_file: Path = Field(Path("caudal.toml"), description="Sources are read from and written to this file.")
+    config_file: Path = Field(
+        Path("caudal.toml"),
+        description="Sources and scheduled reports are read from this file, sources are written to it.",
+    )
     secrets_file: Path | None = Field(
         None,
         description="TOML file with secrets by name; the environment wins. Unset: `secrets.toml` in the home folder.",

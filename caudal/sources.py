@@ -33,6 +33,7 @@ __all__ = [
     "Watch",
     "add",
     "load",
+    "read",
     "remove",
     "secret_variable",
     "secrets_path",
@@ -127,7 +128,7 @@ def load(settings: Settings) -> Sources:
         BadSettings: a file can't be read or a value doesn't fit; the message names file and key.
     """
     path = settings.config_file
-    tables = _table(_read(path), "sources", path)
+    tables = _table(read(path), "sources", path)
     sources = {name: _source(name, table, path) for name, table in tables.items()}
     return Sources(sources, _secrets(settings))
 
@@ -236,7 +237,7 @@ def _secrets(settings: Settings) -> dict[str, str]:
     path = secrets_path(settings)
     if settings.secrets_file is not None and not path.exists():
         raise BadSettings(f"{path}: the secrets file isn't there", hint="CAUDAL_SECRETS_FILE names it")
-    return _check_secrets(_table(_read(path), "secrets", path), path)
+    return _check_secrets(_table(read(path), "secrets", path), path)
 
 
 def _check_secrets(table: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -259,7 +260,12 @@ def _source(name: str, table: Any, path: Path) -> Source:
         raise BadSettings(f"{path}: {faults}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """A TOML file; empty when it isn't there.
+
+    Raises:
+        BadSettings: it can't be read.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -41,6 +41,8 @@ class Log(StrEnum):
     REPLAY_ENDED = "replay.ended"
     REPLAY_STARTED = "replay.started"
     REPLAY_SWAPPED = "replay.swapped"
+    REPORT_FAILED = "report.failed"
+    REPORT_WRITTEN = "report.written"
     REQUEST_FAILED = "request.failed"
     STREAM_CLOSED = "stream.closed"
     STREAM_RECORD_SKIPPED = "stream.record_skipped"

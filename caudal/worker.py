@@ -24,6 +24,7 @@ import uvloop
 
 from caudal import generations, kafka, postgres, sources
 from caudal._nightly import Nightly
+from caudal._scheduled import Reporting
 from caudal.errors import BadSettings, CaudalError, Fatal, LostPartition, Retryable
 from caudal.processors._pump import Feed, Partition, Pump, Stage
 from caudal.schemas.codec import Codec, Registry
@@ -113,13 +114,13 @@ class _Worker:
                 logger().info(Log.PROCESS_STOPPED, process="worker")
         return stopped
 
-    def _beside(self, codec: Codec) -> tuple[Nightly | Memberships, ...]:
+    def _beside(self, codec: Codec) -> tuple[Nightly | Memberships | Reporting, ...]:
         """What a worker that projects does besides, in threads: of all workers one at a time."""
         if "project" not in self._roles:
             return ()
         from caudal.projections.membership.stage import Memberships
 
-        return Nightly(self._settings, codec), Memberships(self._settings)
+        return Nightly(self._settings, codec), Memberships(self._settings), Reporting(self._settings)
 
     def _end(self, reason: BaseException | None = None) -> None:
         if not self._ended.done():

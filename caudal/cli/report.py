@@ -106,6 +106,20 @@ def list_(as_json: Json = False) -> None:
         table(("report", "what it is", "by"), [(r.name, r.title, ", ".join(r.by)) for r in REPORTS.values()])
 
 
+@app.command("run-due", epilog=examples("caudal report run-due"))
+def run_due() -> None:
+    """Write the reports scheduled in `caudal.toml` whose period is over and whose file isn't there; workers do it by themselves.
+
+    Prints the files. Nothing happens while another process does it.
+    """
+    from datetime import UTC
+
+    from caudal import _scheduled
+
+    for file in _scheduled.run_due(resolved(), datetime.now(UTC)):
+        print(file)
+
+
 def _show(made: Made) -> None:
     from caudal.serving._report_words import cell, summary
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from statistics import mean, median
@@ -24,14 +25,15 @@ from caudal.projections.reports import REPORTS, Asked, Result
 from caudal.projections.reports.feedback import nps, nps_interval
 from caudal.schemas import FeedbackStated, OrderStated, TicketStated
 from caudal.schemas.codec import Codec
-from caudal.serving._reports import Reports
+from caudal.serving._reports import Reports, UnknownReport
 from caudal.serving.models import ReportAnswer, ReportsAnswer
-from logs import apply, records
+from logs import PARTITIONS, apply, records
 from programs import environment
+from replays import until
 from report_log import NOW
 from typer.testing import CliRunner
 
-from caudal import postgres, telemetry
+from caudal import _scheduled, postgres, telemetry
 from caudal.cli import app
 from caudal.settings import Settings
 
@@ -44,8 +46,10 @@ Make = Callable[..., Result]
 
 
 @pytest.fixture
-def filled(settings: Settings, codec: Codec, live: Runner) -> Settings:
-    apply(live, records(codec, EVENTS))
+def filled(settings: Settings, codec: Codec) -> Settings:
+    with closing(Runner(settings, codec)) as runner:
+        runner.positions(range(PARTITIONS))
+        apply(runner, records(codec, EVENTS))
     return settings
 
 
@@ -356,3 +360,40 @@ def test_the_command_prints_and_writes_reports(filled, tmp_path, monkeypatch):
         for line in lines.splitlines():
             pattern = ".*".join(map(re.escape, line.split("…")))
             assert any(re.fullmatch(pattern, each) for each in printed), (arguments, line, printed)
+
+
+def test_what_is_scheduled_is_written_once_by_one_of_many(filled):
+    folder = filled.config_file.parent / "monthly"
+    entries = [
+        ("sales", "csv", 'by = "day"'),
+        ("nothing", "csv", ""),
+        ("products", "json", "where = 'city = \"Recife\"'"),
+    ]
+    filled.config_file.write_text("".join(
+        f'[[reports]]\nreport = "{name}"\nevery = "month"\nformat = "{format_}"\nfolder = "monthly"\n{more}\n'
+        for name, format_, more in entries
+    ))  # fmt: skip
+    with postgres.connect(filled.postgres, role="tests") as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [_scheduled._LOCK])
+        assert _scheduled.run_due(filled, NOW) == []
+    with pytest.raises(UnknownReport):
+        _scheduled.run_due(filled, NOW)
+    assert sorted(path.name for path in folder.iterdir()) == ["products-2026-05.json", "sales-2026-05.csv"], (
+        "one fault stops no other"
+    )
+    rows = csv.DictReader((folder / "sales-2026-05.csv").read_text().splitlines())
+    days = [row["period"] for row in rows if row["currency"] == "BRL"]
+    assert (days[0], days[-1], len(days)) == ("2026-04-27", "2026-05-31", 35)
+    told = json.loads((folder / "products-2026-05.json").read_text())["parameters"]
+    assert (told["from"], told["to"], told["criteria"]) == ("2026-05-01", "2026-05-31", 'city = "Recife"')
+
+    filled.config_file.write_text('[[reports]]\nreport = "repeat"\nevery = "day"\nfolder = "daily"\n')
+    timers = [_scheduled.Reporting(filled, look_every_s=0.05) for _ in range(2)]
+    for timer in timers:
+        timer.start()
+    try:
+        until(lambda: any((filled.config_file.parent / "daily").glob("repeat-*.html")), "file")
+    finally:
+        for timer in timers:
+            timer.stop()
+    assert all(page.read_text().endswith("</html>\n") for page in (filled.config_file.parent / "daily").iterdir())
