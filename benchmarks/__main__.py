@@ -22,6 +22,7 @@ from benchmarks import (
     rates,
     rebuild,
     search,
+    segments,
     translate,
 )
 from benchmarks._machine import calibration, machine
@@ -42,6 +43,7 @@ NAMES = {
     "rates": rates.measure,
     "rebuild": rebuild.measure,
     "search": search.measure,
+    "segments": segments.measure,
     "translate": translate.measure,
 }
 

@@ -15,21 +15,21 @@ from caudal.schemas import Event, Identifier, OrderLine, OrderStated, ProfileSta
 
 from benchmarks.edge_load import order
 
-__all__ = ["SKEW", "Record", "captures", "customer_id", "events", "links", "profile_events"]
+__all__ = ["CATEGORIES", "PLACES", "SKEW", "Record", "captures", "customer_id", "events", "links", "profile_events"]
 
 SKEW = 0.8
 """Exponent of Zipf's law where customers are drawn with skew: of 100,000, the busiest hundredth has a third of the events."""
 START = datetime(2026, 1, 1, tzinfo=UTC)
 _GIVEN = ("Maria", "João", "Ana", "José", "Beatriz", "Antônio", "Francisca", "Tiago", "Luísa", "Pedro", "Inês", "Rui")
 _FAMILY = ("Silva", "Santos", "Oliveira", "Souza", "Pereira", "Costa", "Ferreira", "Almeida", "Carvalho", "Gonçalves")
-_PLACES = (
+PLACES = (
     ("Recife", "PE", "BR"),
     ("São Paulo", "SP", "BR"),
     ("Lisboa", "11", "PT"),
     ("Porto", "13", "PT"),
     ("Curitiba", "PR", "BR"),
 )
-_CATEGORIES = ("shoes", "shirts", "books", "toys", "food", "tools", "garden", "music")
+CATEGORIES = ("shoes", "shirts", "books", "toys", "food", "tools", "garden", "music")
 _STATUSES = ("paid", "paid", "paid", "partially_refunded", "cancelled", "pending")
 
 
@@ -92,7 +92,7 @@ class _People:
 
 
 def _profile(rnd: random.Random, number: int, header: dict[str, object], *, attributes: bool) -> ProfileStated:
-    city, region, country = _PLACES[rnd.randrange(len(_PLACES))]
+    city, region, country = PLACES[rnd.randrange(len(PLACES))]
     given, family = _GIVEN[number % len(_GIVEN)], _FAMILY[number % len(_FAMILY)]
     return ProfileStated(
         **header,  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def events(count: int, customers: int, *, seed: int = 7, skew: float = 0.0, begi
 
 def _order(rnd: random.Random, customer: int, header: dict[str, object]) -> OrderStated:
     lines = tuple(
-        OrderLine(line_id=str(i), sku=f"s{rnd.randrange(2000)}", product="Tênis de corrida", category=rnd.choice(_CATEGORIES),
+        OrderLine(line_id=str(i), sku=f"s{rnd.randrange(2000)}", product="Tênis de corrida", category=rnd.choice(CATEGORIES),
                   quantity=1 + i, unit_price_minor=rnd.randint(500, 30000))
         for i in range(rnd.randint(1, 3))
     )  # fmt: skip
