@@ -9,6 +9,7 @@ CREATE TABLE hub.segments (
     criteria    jsonb,
     filled      uuid        NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
     revision    bigint      NOT NULL,
+    bundle      text        NOT NULL DEFAULT '',
     created_at  timestamptz NOT NULL DEFAULT now(),
     changed_at  timestamptz NOT NULL DEFAULT now()
 );
@@ -17,6 +18,7 @@ COMMENT ON COLUMN hub.segments.state IS 'filling: its newest version is being ap
 COMMENT ON COLUMN hub.segments.criteria IS 'The condition tree; null for a list of customers.';
 COMMENT ON COLUMN hub.segments.filled IS 'While it is filling or leaving: customers up to this id are done.';
 COMMENT ON COLUMN hub.segments.revision IS 'Rises with every change of any definition; whoever changes one locks the table first.';
+COMMENT ON COLUMN hub.segments.bundle IS 'With which others it is judged; one that comes into another bundle is applied to everyone again.';
 
 CREATE TABLE hub.segment_versions (
     segment_id  int         NOT NULL REFERENCES hub.segments,
@@ -57,12 +59,12 @@ COMMENT ON COLUMN hub.segment_history.cause IS 'The id of the event, `time`, or 
 
 CREATE TABLE hub.segment_due (
     customer_id uuid        NOT NULL,
-    segment_id  int         NOT NULL REFERENCES hub.segments,
+    bundle      text COLLATE "C" NOT NULL,
     at          timestamptz NOT NULL,
-    PRIMARY KEY (customer_id, segment_id)
+    PRIMARY KEY (customer_id, bundle)
 );
 CREATE INDEX segment_due_at ON hub.segment_due (at);
-COMMENT ON TABLE hub.segment_due IS 'When a membership could change with no new event: never late, perhaps early.';
+COMMENT ON TABLE hub.segment_due IS 'When a membership in some segment of a bundle could change with no event: never late, perhaps early.';
 
 CREATE TABLE hub.segment_touched (customer_id uuid NOT NULL, facts int NOT NULL, cause text);
 COMMENT ON TABLE hub.segment_touched IS 'Customers that a batch or a swap changed and whose memberships are not judged again yet; facts: which ones, as bits.';

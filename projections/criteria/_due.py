@@ -50,10 +50,11 @@ def _fact(fact: tree.Fact, compiler: Compiler, undecided: str | None) -> str:
     at = kind.at.replace("f.", "f0.")
     moments = [at]
     moments += [f"{at} + {compiler.value(duration(d), 'interval')}" for d in (fact.within, undecided) if d]
-    turns = (
-        f"(SELECT min(turn) FROM (VALUES {', '.join(f'({m})' for m in moments)}) v(turn) WHERE turn > {compiler.now})"
-    )
-    return f"(SELECT min({turns}) {compiler.facts(kind, 'p.customer_id')} AND {compiler.static(fact)})"
+    turns = ", ".join(f"CASE WHEN {moment} > {compiler.now} THEN {moment} END" for moment in moments)
+    first = f"min(least({turns}))"
+    if compiler.shared is not None:
+        return compiler.shared.total(fact.fact, f"{first} FILTER (WHERE {compiler.fits(fact)})")
+    return f"(SELECT {first} {compiler.facts(kind, 'p.customer_id')} AND {compiler.static(fact)})"
 
 
 def _compared(field: Field, node: tree.Compare, compiler: Compiler) -> str:

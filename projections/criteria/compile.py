@@ -97,19 +97,12 @@ def explanation(condition: Condition, schema: str = "live") -> Sql:
 
 def judged(nodes: Sequence[Condition], schema: str = "live") -> Sql:
     """For each of the parameter `customers` who has a profile: (customer_id, holds, dues), two arrays in the order of the conditions."""
-    holds: list[str] = []
-    dues: list[str] = []
-    parameters: dict[str, Any] = {}
-    for number, node in enumerate(nodes):
-        here = predicate(node, schema, prefix=f"c{number}x")
-        when = due(node, schema, prefix=f"d{number}x")
-        parameters |= here.parameters
-        parameters |= when.parameters
-        holds.append(f"({here.text}) IS TRUE")
-        dues.append(when.text)
+    compiler = Compiler(schema, SEEK, "c", shared=Shared())
+    holds = ", ".join(f"({compiler.condition(node)}) IS TRUE" for node in nodes)
+    dues = ", ".join(next_moments(node, compiler) for node in nodes)
     source = _from(frozenset().union(*map(reads, nodes)), schema, among=True)
-    columns = f"p.customer_id, ARRAY[{', '.join(holds)}] AS holds, ARRAY[{', '.join(dues)}] AS dues"
-    return Sql(f"SELECT {columns} {source}", parameters)
+    columns = f"p.customer_id, ARRAY[{holds}] AS holds, ARRAY[{dues}] AS dues"
+    return Sql(f"SELECT {columns} {source} {compiler.laterals()}", compiler.parameters)
 
 
 def conditions(condition: Condition) -> list[tuple[str, Condition]]:
@@ -154,13 +147,46 @@ def _from(read: frozenset[str], schema: str, *, among: bool) -> str:
 
 
 @dataclass
+class Shared:
+    """What several conditions ask of one customer and is found once: values of the profile, and facts, kind by kind in one pass.
+
+    Attributes:
+        values: expression over `p` and `m` → its column of `e`.
+        tests: kind of fact → condition on one fact → its column, and the condition's SQL.
+        totals: kind of fact → expressions over all facts of the customer, in the order of their columns.
+    """
+
+    values: dict[str, str] = field(default_factory=dict)
+    tests: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
+    totals: dict[str, list[str]] = field(default_factory=dict)
+
+    def value(self, sql: str) -> str:
+        """The column that holds the value of an expression."""
+        return f"e.{self.values.setdefault(sql, f'e{len(self.values)}')}"
+
+    def test(self, kind: str, asked: str, sql: Callable[[], str]) -> str:
+        """The column of a fact that says whether it is as `asked` (which tells conditions apart)."""
+        tests = self.tests.setdefault(kind, {})
+        if asked not in tests:
+            tests[asked] = (f"t{len(tests)}", sql())
+        return f"f0.{tests[asked][0]}"
+
+    def total(self, kind: str, sql: str) -> str:
+        """The column that holds the value of an expression with aggregates."""
+        totals = self.totals.setdefault(kind, [])
+        totals.append(sql)
+        return f"{kind}_facts.a{len(totals) - 1}"
+
+
+@dataclass
 class Compiler:
-    """Compiles nodes, collecting their parameters."""
+    """Compiles nodes, collecting their parameters; with `shared`, also what is asked once for all of them (see `laterals`)."""
 
     schema: str
     shape: Shape
     prefix: str
     parameters: dict[str, Any] = field(default_factory=dict)
+    shared: Shared | None = None
 
     now = "%(now)s::timestamptz"
 
@@ -169,6 +195,27 @@ class Compiler:
         name = f"{self.prefix}{len(self.parameters)}"
         self.parameters[name] = value
         return f"%({name})s::{type_}"
+
+    def laterals(self) -> str:
+        """The joins that give the columns of what is shared."""
+        assert self.shared is not None
+        joins = []
+        if self.shared.values:
+            values = ", ".join(f"{sql} AS {name}" for sql, name in self.shared.values.items())
+            joins.append(f"CROSS JOIN LATERAL (SELECT {values} OFFSET 0) e")
+        for kind, totals in self.shared.totals.items():
+            columns = ", ".join(f"{sql} AS a{number}" for number, sql in enumerate(totals))
+            tests = "".join(f", ({sql}) AS {name}" for name, sql in self.shared.tests.get(kind, {}).values())
+            facts = f"SELECT f0.*{tests} {self.facts(FACT_KINDS[kind], 'p.customer_id')} OFFSET 0"
+            joins.append(f"CROSS JOIN LATERAL (SELECT {columns} FROM ({facts}) f0) {kind}_facts")
+        return "\n".join(joins)
+
+    def fits(self, fact: tree.Fact) -> str:
+        """`static` of f0; where facts are shared, the column that has it."""
+        if self.shared is None:
+            return self.static(fact)
+        asked = repr((fact.since, fact.until, fact.where))
+        return self.shared.test(fact.fact, asked, lambda: self.static(fact))
 
     def condition(self, node: Condition) -> str:
         """Whether a node holds; NULL is no."""
@@ -238,17 +285,22 @@ class Compiler:
                 return self._ordered(sql, op, *_numbers(value))
 
     def _text(self, sql: str, op: str, value: tree.Value, form: Callable[[str], str]) -> str:
+        here = form(sql)
+        if self.shared is not None and sql.startswith(("p.", "m.")):
+            here = self.shared.value(here)
         if isinstance(value, list):
             given = f"ARRAY(SELECT {form('e')} FROM unnest({self.value(value, 'text[]')}) e)"
-            return f"{form(sql)} {'= ANY' if op == 'in' else '<> ALL'} ({given})"
+            return f"{here} {'= ANY' if op == 'in' else '<> ALL'} ({given})"
         given = form(self.value(value, "text"))
+        if self.shared is not None:
+            given = f"(SELECT {given})"  # asks nothing of the customer: computed once for all
         match op:
             case "contains":
-                return f"strpos({form(sql)}, {given}) > 0"
+                return f"strpos({here}, {given}) > 0"
             case "starts with":
-                return f"starts_with({form(sql)}, {given})"
+                return f"starts_with({here}, {given})"
             case _:
-                return f"{form(sql)} {_SQL_OPERATOR[op]} {given}"
+                return f"{here} {_SQL_OPERATOR[op]} {given}"
 
     def _ordered(self, sql: str, op: str, value: Any, type_: str) -> str:
         if op == "between":
@@ -287,10 +339,14 @@ class Compiler:
     def happened(self, fact: tree.Fact, number: int = 0) -> str:
         """That a fact's time has come and lies in its window."""
         at = _as(FACT_KINDS[fact.fact].at, f"f{number}")
-        parts = [f"{at} <= {self.now}", self.static(fact, number)]
+        parts = [self.static(fact, number), *self._in_time(fact, at)]
+        return " AND ".join(parts)
+
+    def _in_time(self, fact: tree.Fact, at: str) -> list[str]:
+        parts = [f"{at} <= {self.now}"]
         if fact.within:
             parts.append(f"{at} > {self.now} - {self.value(duration(fact.within), 'interval')}")
-        return " AND ".join(parts)
+        return parts
 
     def static(self, fact: tree.Fact, number: int = 0) -> str:
         """What a fact must be besides its time passing: nothing that depends on now."""
@@ -314,6 +370,10 @@ class Compiler:
     def _fact(self, node: tree.Fact) -> str:
         kind = FACT_KINDS[node.fact]
         having = [(measure_of(h.measure, kind), h) for h in node.having]
+        if self.shared is not None:
+            happened = " AND ".join([self.fits(node), *self._in_time(node, _as(kind.at, "f0"))])
+            total = self._having(node, having, happened) if having else f"count(*) FILTER (WHERE {happened}) > 0"
+            return self.shared.total(node.fact, total)
         if not having:
             source = f"{self.facts(kind, 'p.customer_id')} AND {self.happened(node)}"
             return self._exists(source)
@@ -328,17 +388,20 @@ class Compiler:
             GROUP BY l0.customer_id HAVING {f"NOT ({counted})" if zero else counted}"""
         return f"{'NOT ' if zero else ''}EXISTS (SELECT FROM ({groups}) g WHERE g.customer_id = p.customer_id)"
 
-    def _having(self, node: tree.Fact, having: list[tuple[tuple[str, str], tree.Having]]) -> str:
+    def _having(
+        self, node: tree.Fact, having: list[tuple[tuple[str, str], tree.Having]], happened: str = "true"
+    ) -> str:
+        """Comparisons of totals over the facts that `happened`."""
         kind, parts = FACT_KINDS[node.fact], []
         for (measure, currency), asked in having:
             match measure:
                 case "units":
-                    total = f"coalesce(sum({self._units(node)}), 0)"
+                    total = f"coalesce(sum({self._units(node)}) FILTER (WHERE {happened}), 0)"
                 case "amount_minor":
                     which = self.value(currency, "text")
-                    total = f"coalesce(sum({_as(kind.amount or '', 'f0')}) FILTER (WHERE f0.currency = {which}), 0)"
+                    total = f"coalesce(sum({_as(kind.amount or '', 'f0')}) FILTER (WHERE f0.currency = {which} AND {happened}), 0)"
                 case _:
-                    total = "count(*)"
+                    total = f"count(*) FILTER (WHERE {happened})"
             parts.append(self._ordered(total, asked.op, *_numbers(asked.value)))
         return " AND ".join(parts)
 

@@ -6,13 +6,13 @@ criteria read what was touched. Each judgement also gives the moment at which it
 what was touched. A new definition is applied to everyone in chunks between that. Memberships, their history, the due moments and the
 outbox are written in the transaction that takes the notes, so a crash repeats it whole.
 
-Segments are judged in bundles, one statement each, which PostgreSQL plans once: those that read the same facts go together. A segment
-that names another is judged after it, for those who entered or left it.
+Segments are judged in bundles, one statement each, which PostgreSQL plans once: those that read the same facts go together, and the
+facts are read once for all of them. A segment that names another is judged after it, for those who entered or left it. The next due
+moment is kept by customer and bundle; so a segment that comes into another bundle is applied to everyone again.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,8 +47,10 @@ GONE_AFTER = "30s"
 JUDGEMENTS = 100_000
 """About so many judgements, of one customer by one segment, are one transaction."""
 MOST_CUSTOMERS = 2_000
-BUNDLE = 32
-"""Segments judged by one statement: more would make plans too large, fewer more statements."""
+NOTES = 20_000
+"""So many notes are looked through for customers to judge."""
+BUNDLE_BITS = 7
+"""Segments whose ids differ in these last bits only may be judged by one statement. PostgreSQL takes about 800 of them with facts."""
 NOBODY = UUID(int=0)
 BY_TIME, BY_DEFINITION = "time", "definition"
 
@@ -70,6 +72,7 @@ class _Bundle:
     """Segments that are judged together.
 
     Attributes:
+        name: stays as long as the segments' criteria do.
         segments: which.
         level: 0 when none of them names a defined segment; else above those that they name.
         mask: the facts that they read, as bits.
@@ -78,6 +81,7 @@ class _Bundle:
         named: the defined segments that their criteria name, by id.
     """
 
+    name: str
     segments: Sequence[Segment]
     level: int
     mask: int
@@ -158,11 +162,10 @@ class Memberships:
         """Judge who was touched, and whose time has come."""
         most = self._most(len(self._segments))
         notes = conn.execute(_TAKE, {"most": most}).fetchall()
-        dues = conn.execute(_DUE, {"now": now, "most": most}).fetchall()
+        dues = conn.execute(_DUE, {"now": now, "most": most, "bundles": [b.name for b in self._bundles]}).fetchall()
         work: dict[int, dict[str, str]] = defaultdict(dict)
         for number, bundle in enumerate(self._bundles):
-            ids = set(bundle.ids)
-            work[number] = {customer: BY_TIME for customer, segment, _ in dues if segment in ids}
+            work[number] = {customer: BY_TIME for customer, name, _ in dues if name == bundle.name}
             work[number] |= {customer: cause for customer, facts, cause in notes if facts & bundle.mask}
         for _, _, at in dues:
             telemetry.SEGMENT_LATENESS.observe(max((now - at).total_seconds(), 0.0))
@@ -177,7 +180,7 @@ class Memberships:
             waiting = [segment for segment in waiting if segment.filled == begin]
             ids = {segment.id for segment in waiting}
             bundles = [number for number, bundle in enumerate(self._bundles) if ids & set(bundle.ids)]
-            most = self._most(len(bundles) * BUNDLE)
+            most = self._most(sum(len(self._bundles[number].segments) for number in bundles))
             next_ = conn.execute(_NEXT, {"after": begin, "ids": [*ids], "most": most}).fetchall()
             work = {number: dict.fromkeys((c for (c,) in next_), BY_DEFINITION) for number in bundles}
             self._publish(conn, self._judge(conn, now, work), rebuilt=True)
@@ -198,8 +201,6 @@ class Memberships:
         ).fetchall()
         moves = [_Move(customer, leaving.id, entered=False, cause=BY_DEFINITION) for (customer,) in found]
         self._publish(conn, moves, rebuilt=True)  # no other segment names it, or it would not have been archived
-        if len(found) < MOST_CUSTOMERS:
-            conn.execute("DELETE FROM hub.segment_due WHERE segment_id = %s", (leaving.id,))
         self._advance(conn, [leaving], str(NOBODY) if len(found) == MOST_CUSTOMERS else None, "archived")
         return True
 
@@ -244,6 +245,7 @@ class Memberships:
                 {
                     **bundle.parameters,
                     "now": now,
+                    "bundle": bundle.name,
                     "ids": bundle.ids,
                     "versions": [segment.version for segment in bundle.segments],
                     "customers": [*customers],
@@ -289,6 +291,15 @@ class Memberships:
         self._segments = {segment.id: segment for segment in defined(conn)}
         self._bundles = bundles([s for s in self._segments.values() if s.state != "leaving"])
         self._revision = revision
+        names = {segment.id: bundle.name for bundle in self._bundles for segment in bundle.segments}
+        moved = conn.execute(
+            """UPDATE hub.segments s SET bundle = b.name, state = 'filling', filled = %s
+               FROM unnest(%s::int[], %s::text[]) b(id, name) WHERE s.id = b.id AND s.bundle <> b.name
+               RETURNING s.id""",
+            (NOBODY, [*names], [*names.values()]),
+        )
+        for (id_,) in moved:
+            self._segments[id_] = replace(self._segments[id_], state="filling", filled=NOBODY)
 
     @staticmethod
     def _most(segments: int) -> int:
@@ -356,24 +367,19 @@ def bundles(segments: Sequence[Segment]) -> list[_Bundle]:
     named = {name: criteria.segments_named(condition) for name, condition in conditions.items()}
     for name in criteria.order(conditions):
         levels[name] = max((levels[other] + 1 for other in named[name] if other in levels), default=0)
+    masks = {name: _mask(condition) for name, condition in conditions.items()}
+    together: dict[tuple[int, int, int, bool], list[Segment]] = defaultdict(list)
+    for segment in sorted(segments, key=lambda segment: segment.id):
+        mask = masks.get(segment.name, LINKED)
+        together[levels[segment.name], mask, segment.id >> BUNDLE_BITS, segment.name in conditions].append(segment)
     made = []
-    lists = [segment for segment in segments if segment.condition is None]
-    if lists:
-        made.append(_Bundle(lists, 0, LINKED, _JUDGE.format(judged=_LISTED), {}))
-    order = sorted(conditions, key=lambda name: (levels[name], _mask(conditions[name])))
-    for (level, mask), names in itertools.groupby(order, lambda name: (levels[name], _mask(conditions[name]))):
-        for part in _batched(names, BUNDLE):
-            judged = criteria.judged([conditions[name] for name in part], LIVE)
-            ids = {by_name[other].id for name in part for other in named[name] if other in by_name}
-            statement = _JUDGE.format(judged=judged.text)
-            made.append(_Bundle([by_name[name] for name in part], level, mask, statement, judged.parameters, ids))
+    for (level, mask, block, has_criteria), part in together.items():
+        asked = [segment.condition for segment in part if segment.condition is not None]
+        judged = criteria.judged(asked, LIVE) if has_criteria else criteria.Sql(_LISTED, {})
+        ids = {by_name[other].id for segment in part for other in named.get(segment.name, ()) if other in by_name}
+        name = f"{level}.{mask:x}.{block}" if has_criteria else f"lists.{block}"
+        made.append(_Bundle(name, part, level, mask, _JUDGE.format(judged=judged.text), judged.parameters, ids))
     return sorted(made, key=lambda bundle: bundle.level)
-
-
-def _batched(names: Iterable[str], size: int) -> Iterable[tuple[str, ...]]:
-    rest = iter(names)
-    while part := tuple(itertools.islice(rest, size)):
-        yield part
 
 
 def _mask(condition: criteria.Condition) -> int:
@@ -402,13 +408,25 @@ _WAITING = """
            to_regclass('live.profiles') IS NOT NULL
 """
 _TAKE = f"""
-    WITH taken AS (
-        DELETE FROM hub.segment_touched WHERE ctid = ANY (ARRAY(SELECT ctid FROM hub.segment_touched LIMIT %(most)s))
+    WITH notes AS MATERIALIZED (
+        SELECT ctid AS place, customer_id FROM hub.segment_touched LIMIT {NOTES}
+    ), chosen AS MATERIALIZED (
+        SELECT DISTINCT customer_id FROM notes LIMIT %(most)s
+    ), taken AS (
+        DELETE FROM hub.segment_touched
+        WHERE ctid = ANY (ARRAY(SELECT place FROM notes WHERE customer_id IN (SELECT customer_id FROM chosen)))
         RETURNING customer_id, facts, cause
     )
     SELECT customer_id::text, bit_or(facts), coalesce(max(cause), '{BY_DEFINITION}') FROM taken GROUP BY customer_id
 """
-_DUE = "SELECT customer_id::text, segment_id, at FROM hub.segment_due WHERE at <= %(now)s ORDER BY at LIMIT %(most)s"
+"""Many notes of the same customers are one judgement."""
+_DUE = """
+    WITH gone AS (
+        DELETE FROM hub.segment_due WHERE at <= %(now)s AND bundle <> ALL (%(bundles)s::text[])
+    )
+    SELECT customer_id::text, bundle, at FROM hub.segment_due WHERE at <= %(now)s AND bundle = ANY (%(bundles)s::text[])
+    ORDER BY at LIMIT %(most)s
+"""
 _NEXT = """
     SELECT customer_id::text FROM (
         (SELECT customer_id FROM live.profiles WHERE customer_id > %(after)s ORDER BY 1 LIMIT %(most)s)
@@ -458,21 +476,20 @@ _JUDGE = """
         SELECT v.customer_id, v.segment_id, s.version, v.entered, %(now)s, v.cause
         FROM moves v JOIN unnest(%(ids)s::int[], %(versions)s::int[]) s(id, version) ON s.id = v.segment_id
     ), awaited AS MATERIALIZED (
-        SELECT j.customer_id, s.id AS segment_id, s.at
-        FROM j CROSS JOIN LATERAL unnest(%(ids)s::int[], j.dues) s(id, at) WHERE s.at IS NOT NULL
+        SELECT customer_id, (SELECT min(at) FROM unnest(dues) d(at)) AS at FROM j
     ), over AS (
-        DELETE FROM hub.segment_due d USING j
-        WHERE d.customer_id = j.customer_id AND d.segment_id = ANY (%(ids)s::int[]) AND NOT EXISTS (
-            SELECT FROM awaited a WHERE a.customer_id = d.customer_id AND a.segment_id = d.segment_id)
+        DELETE FROM hub.segment_due d USING awaited a
+        WHERE a.at IS NULL AND d.customer_id = a.customer_id AND d.bundle = %(bundle)s
     ), noted AS (
-        INSERT INTO hub.segment_due AS d (customer_id, segment_id, at) SELECT customer_id, segment_id, at FROM awaited
-        ON CONFLICT (customer_id, segment_id) DO UPDATE SET at = excluded.at WHERE d.at <> excluded.at
+        INSERT INTO hub.segment_due AS d (customer_id, bundle, at) SELECT customer_id, %(bundle)s, at FROM awaited WHERE at IS NOT NULL
+        ON CONFLICT (customer_id, bundle) DO UPDATE SET at = excluded.at WHERE d.at <> excluded.at
     )
     SELECT customer_id::text, segment_id, entered, cause FROM moves
 """
 """Judge customers by a bundle, and write what follows: memberships, history, due moments. Gives the moves.
 
-Parameters: `customers` and their `causes`, `now`, the bundle's `ids` and `versions`, in the order of its conditions, and theirs.
+Parameters: `customers` and their `causes`, `now`, the `bundle`, its segments' `ids` and `versions` in the order of their
+conditions, and the conditions' own.
 """
 _LISTED = """
     SELECT p.customer_id, dues.none AS dues, ARRAY(

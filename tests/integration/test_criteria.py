@@ -135,6 +135,14 @@ def _answers(
             found[number][0].add(customer)
         else:
             found[number][1][customer] = (due, holds)
+    together = criteria.judged(asked)
+    given = {**together.parameters, "now": now, "customers": CUSTOMERS}
+    judged = {
+        customer: list(zip(dues, holds, strict=True))
+        for customer, holds, dues in conn.execute(together.text, given, prepare=False)
+    }
+    for number in range(len(asked)):
+        assert {customer: row[number] for customer, row in judged.items()} == found[number][1], asked[number]
     return found
 
 
