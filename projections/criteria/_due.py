@@ -7,6 +7,7 @@ be early, since not every turn of a part turns the whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from caudal.projections.criteria import tree
@@ -47,14 +48,24 @@ def _of(node: tree.Condition, compiler: Compiler) -> list[str]:
 def _fact(fact: tree.Fact, compiler: Compiler, undecided: str | None) -> str:
     """When a fact comes, leaves its window, or when it is decided that nothing followed it."""
     kind = FACT_KINDS[fact.fact]
-    at = kind.at.replace("f.", "f0.")
-    moments = [at]
-    moments += [f"{at} + {compiler.value(duration(d), 'interval')}" for d in (fact.within, undecided) if d]
-    turns = ", ".join(f"CASE WHEN {moment} > {compiler.now} THEN {moment} END" for moment in moments)
-    first = f"min(least({turns}))"
+    windows = [duration(d) for d in (fact.within, undecided) if d]
     if compiler.shared is not None:
-        return compiler.shared.total(fact.fact, f"{first} FILTER (WHERE {compiler.fits(fact)})")
-    return f"(SELECT {first} {compiler.facts(kind, 'p.customer_id')} AND {compiler.static(fact)})"
+        fits = compiler.fits(fact)
+        turns = [compiler.shared.total(fact.fact, f"min(f0.at) FILTER (WHERE {fits} AND f0.at > {compiler.now})")]
+        for window in windows:  # the first that it still holds is the next to leave
+            within = f"min(f0.at) FILTER (WHERE {fits} AND f0.at > {compiler.begin(window)})"
+            turns.append(f"{compiler.shared.total(fact.fact, within)} + {compiler.value(window, 'interval')}")
+        return f"least({', '.join(turns)})"
+    at = kind.at.replace("f.", "f0.")
+    moments = [at, *(f"{at} + {compiler.value(window, 'interval')}" for window in windows)]
+    return (
+        f"(SELECT min({_first(moments, compiler)}) {compiler.facts(kind, 'p.customer_id')} AND {compiler.static(fact)})"
+    )
+
+
+def _first(moments: Sequence[str], compiler: Compiler) -> str:
+    """The earliest of moments after now; NULL when none is."""
+    return f"least({', '.join(f'CASE WHEN {moment} > {compiler.now} THEN {moment} END' for moment in moments)})"
 
 
 def _compared(field: Field, node: tree.Compare, compiler: Compiler) -> str:
@@ -66,10 +77,7 @@ def _compared(field: Field, node: tree.Compare, compiler: Compiler) -> str:
         # an age is unknown before birth, which is a turn too
         thresholds |= {0} if field.kind == "age" else set()
     turns = [_reached(field, threshold, compiler) for threshold in sorted(thresholds)]
-    if not turns:
-        return "NULL::timestamptz"
-    listed = ", ".join(f"({turn})" for turn in turns)
-    return f"(SELECT min(turn) FROM (VALUES {listed}) v(turn) WHERE turn > {compiler.now})"
+    return _first(turns, compiler) if turns else "NULL::timestamptz"
 
 
 def _thresholds(op: str, value: object) -> set[int]:
@@ -90,11 +98,12 @@ def _thresholds(op: str, value: object) -> set[int]:
 
 
 def _reached(field: Field, threshold: int, compiler: Compiler) -> str:
-    number = compiler.value(threshold, "int")
     since = field.since
     if field.kind == "days":
-        return f"{since} + make_interval(hours => 24 * {number})"
+        turn = f"{since} + make_interval(hours => 24 * {compiler.value(threshold, 'int')})"
+        return turn if compiler.shared is None else compiler.shared.value(turn, f"{since} {threshold} days")
     # of 29 February, the years later is 1 March where there is no such day; `age` counts so as well
-    years = f"make_interval(years => {number})"
+    years = f"make_interval(years => {compiler.value(threshold, 'int')})"
     day = f"greatest({since} + {years}, ({since} - 1 + {years}) + interval '1 day')"
-    return f"CASE WHEN {since} < DATE '9000-01-01' THEN {day} AT TIME ZONE 'UTC' END"
+    turn = f"CASE WHEN {since} < DATE '9000-01-01' THEN {day} AT TIME ZONE 'UTC' END"
+    return turn if compiler.shared is None else compiler.shared.value(turn, f"{since} {threshold} years")

@@ -10,8 +10,10 @@ set (`SCAN`), the facts that fit are grouped once for all customers: for a count
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import Enum
 from typing import Any
 
@@ -22,6 +24,10 @@ from caudal.projections.criteria.tree import Condition, duration, field_of, meas
 from caudal.projections.segments import SEGMENTS
 
 __all__ = ["SCAN", "SEEK", "Sql", "conditions", "due", "explanation", "judged", "members", "predicate", "reads"]
+
+
+_COLUMNS = 1_000
+"""Totals of one pass over the facts: PostgreSQL takes 1,664 columns."""
 
 
 class Shape(Enum):
@@ -151,18 +157,20 @@ class Shared:
     """What several conditions ask of one customer and is found once: values of the profile, and facts, kind by kind in one pass.
 
     Attributes:
-        values: expression over `p` and `m` → its column of `e`.
+        values: what tells an expression over `p` and `m` apart → its column of `e`, and its SQL.
         tests: kind of fact → condition on one fact → its column, and the condition's SQL.
         totals: kind of fact → expressions over all facts of the customer, in the order of their columns.
+        since: length of a window → when it begins, computed once for all customers.
     """
 
-    values: dict[str, str] = field(default_factory=dict)
+    values: dict[str, tuple[str, str]] = field(default_factory=dict)
     tests: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
     totals: dict[str, list[str]] = field(default_factory=dict)
+    since: dict[timedelta, str] = field(default_factory=dict)
 
-    def value(self, sql: str) -> str:
-        """The column that holds the value of an expression."""
-        return f"e.{self.values.setdefault(sql, f'e{len(self.values)}')}"
+    def value(self, sql: str, asked: str = "") -> str:
+        """The column that holds the value of an expression; `asked` tells it apart where its SQL has parameters."""
+        return f"e.{self.values.setdefault(asked or sql, (f'e{len(self.values)}', sql))[0]}"
 
     def test(self, kind: str, asked: str, sql: Callable[[], str]) -> str:
         """The column of a fact that says whether it is as `asked` (which tells conditions apart)."""
@@ -174,8 +182,10 @@ class Shared:
     def total(self, kind: str, sql: str) -> str:
         """The column that holds the value of an expression with aggregates."""
         totals = self.totals.setdefault(kind, [])
-        totals.append(sql)
-        return f"{kind}_facts.a{len(totals) - 1}"
+        if sql not in totals:
+            totals.append(sql)
+        number = totals.index(sql)
+        return f"{kind}_facts{number // _COLUMNS}.a{number}"
 
 
 @dataclass
@@ -201,14 +211,25 @@ class Compiler:
         assert self.shared is not None
         joins = []
         if self.shared.values:
-            values = ", ".join(f"{sql} AS {name}" for sql, name in self.shared.values.items())
+            values = ", ".join(f"{sql} AS {name}" for name, sql in self.shared.values.values())
             joins.append(f"CROSS JOIN LATERAL (SELECT {values} OFFSET 0) e")
         for kind, totals in self.shared.totals.items():
-            columns = ", ".join(f"{sql} AS a{number}" for number, sql in enumerate(totals))
             tests = "".join(f", ({sql}) AS {name}" for name, sql in self.shared.tests.get(kind, {}).values())
-            facts = f"SELECT f0.*{tests} {self.facts(FACT_KINDS[kind], 'p.customer_id')} OFFSET 0"
-            joins.append(f"CROSS JOIN LATERAL (SELECT {columns} FROM ({facts}) f0) {kind}_facts")
+            at = _as(FACT_KINDS[kind].at, "f0")
+            facts = f"SELECT f0.*, {at} AS at{tests} {self.facts(FACT_KINDS[kind], 'p.customer_id')} OFFSET 0"
+            for first in range(0, len(totals), _COLUMNS):
+                part = enumerate(totals[first : first + _COLUMNS], first)
+                columns = ", ".join(f"{sql} AS a{number}" for number, sql in part)
+                joins.append(f"CROSS JOIN LATERAL (SELECT {columns} FROM ({facts}) f0) {kind}_facts{first // _COLUMNS}")
         return "\n".join(joins)
+
+    def begin(self, window: timedelta) -> str:
+        """When a window that ends now begins."""
+        if self.shared is None:
+            return f"{self.now} - {self.value(window, 'interval')}"
+        if window not in self.shared.since:
+            self.shared.since[window] = f"(SELECT {self.now} - {self.value(window, 'interval')})"
+        return self.shared.since[window]
 
     def fits(self, fact: tree.Fact) -> str:
         """`static` of f0; where facts are shared, the column that has it."""
@@ -250,9 +271,14 @@ class Compiler:
     def expression(self, found: Field, part: str) -> str:
         """The SQL of a field's value."""
         sql = found.sql.replace("{now}", self.now).replace("{today}", f"({self.now} AT TIME ZONE 'UTC')::date")
+        shared = self.shared if found.reads in {"profiles", "metrics"} and found.kind not in _TEXTS else None
         if found.kind in {"money", "attribute"}:
+            asked = f"{found.sql} {part}"
+            if shared is not None and asked in shared.values:
+                return shared.value("", asked)
             sql = sql.replace(f"{{{'currency' if found.kind == 'money' else 'attribute'}}}", self.value(part, "text"))
-        return sql
+            return sql if shared is None else shared.value(sql, asked)
+        return shared.value(sql) if shared is not None and not _COLUMN.fullmatch(sql) else sql
 
     def compared(self, found: Field, part: str, op: str, value: tree.Value) -> str:
         """A comparison of a field."""
@@ -286,7 +312,7 @@ class Compiler:
 
     def _text(self, sql: str, op: str, value: tree.Value, form: Callable[[str], str]) -> str:
         here = form(sql)
-        if self.shared is not None and sql.startswith(("p.", "m.")):
+        if self.shared is not None and here != sql and not _OF_FACT.search(sql):
             here = self.shared.value(here)
         if isinstance(value, list):
             given = f"ARRAY(SELECT {form('e')} FROM unnest({self.value(value, 'text[]')}) e)"
@@ -345,7 +371,7 @@ class Compiler:
     def _in_time(self, fact: tree.Fact, at: str) -> list[str]:
         parts = [f"{at} <= {self.now}"]
         if fact.within:
-            parts.append(f"{at} > {self.now} - {self.value(duration(fact.within), 'interval')}")
+            parts.append(f"{at} > {self.begin(duration(fact.within))}")
         return parts
 
     def static(self, fact: tree.Fact, number: int = 0) -> str:
@@ -358,20 +384,22 @@ class Compiler:
         if fact.until:
             parts.append(f"{at} < {self.value(moment(fact.until), 'timestamptz')}")
         lines: list[str] = []
+        asked: set[str] = set()
         for compare in fact.where:
             found, part = field_of(compare.field, kind.fields)
             text = self.compared(found, part, compare.op, compare.value)
             (lines if found.line else parts).append(_as(text, f))
+            asked |= {found.sql.removeprefix("i.")} if found.line else set()
         if lines:
             # all conditions on lines are met by one and the same line
-            parts.append(f"EXISTS (SELECT FROM {_lines(f)} WHERE {' AND '.join(lines)})")
+            parts.append(f"EXISTS (SELECT FROM {_lines(f, asked)} WHERE {' AND '.join(lines)})")
         return " AND ".join(parts)
 
     def _fact(self, node: tree.Fact) -> str:
         kind = FACT_KINDS[node.fact]
         having = [(measure_of(h.measure, kind), h) for h in node.having]
         if self.shared is not None:
-            happened = " AND ".join([self.fits(node), *self._in_time(node, _as(kind.at, "f0"))])
+            happened = " AND ".join([self.fits(node), *self._in_time(node, "f0.at")])
             total = self._having(node, having, happened) if having else f"count(*) FILTER (WHERE {happened}) > 0"
             return self.shared.total(node.fact, total)
         if not having:
@@ -407,12 +435,13 @@ class Compiler:
 
     def _units(self, node: tree.Fact) -> str:
         """Units of the lines that fit."""
-        kind, fits = FACT_KINDS[node.fact], ["true"]
+        kind, fits, asked = FACT_KINDS[node.fact], ["true"], {"quantity"}
         for compare in node.where:
             found, part = field_of(compare.field, kind.fields)
             if found.line:
+                asked.add(found.sql.removeprefix("i."))
                 fits.append(self.compared(found, part, compare.op, compare.value))
-        return f"(SELECT sum(i.quantity) FROM {_lines('f0')} WHERE {' AND '.join(fits)})"
+        return f"(SELECT sum(i.quantity) FROM {_lines('f0', asked)} WHERE {' AND '.join(fits)})"
 
     def _sequence(self, node: tree.Sequence) -> str:
         kind = FACT_KINDS[node.sequence.fact]
@@ -451,6 +480,9 @@ class Compiler:
         return f"({self._exists(valid)}) AND ({withdrawn}) IS NOT TRUE"
 
 
+_COLUMN = re.compile(r"[pm]\.[a-z_]+")
+_OF_FACT = re.compile(r"\b[fi]\.")
+_TEXTS = {"text", "code", "list", "codes"}
 _SQL_OPERATOR = {"=": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 
 
@@ -479,9 +511,11 @@ def _as(sql: str, alias: str) -> str:
     return sql.replace("f.", f"{alias}.")
 
 
-def _lines(alias: str) -> str:
-    arrays = ", ".join(f"{alias}.{column}" for column in LINE_COLUMNS.values())
-    return f"unnest({arrays}) AS i({', '.join(LINE_COLUMNS)})"
+def _lines(alias: str, asked: set[str]) -> str:
+    """The lines of an order as rows of the columns that are asked for."""
+    columns = {name: column for name, column in LINE_COLUMNS.items() if name in asked}
+    arrays = ", ".join(f"{alias}.{column}" for column in columns.values())
+    return f"unnest({arrays}) AS i({', '.join(columns)})"
 
 
 def _holds_of_zero(op: str, value: Any) -> bool:

@@ -49,8 +49,8 @@ JUDGEMENTS = 100_000
 MOST_CUSTOMERS = 2_000
 NOTES = 20_000
 """So many notes are looked through for customers to judge."""
-BUNDLE_BITS = 7
-"""Segments whose ids differ in these last bits only may be judged by one statement. PostgreSQL takes about 800 of them with facts."""
+BUNDLE_BITS = 8
+"""Segments whose ids differ in these last bits only may be judged by one statement: its columns have to stay within PostgreSQL's 1,664."""
 NOBODY = UUID(int=0)
 BY_TIME, BY_DEFINITION = "time", "definition"
 
