@@ -31,7 +31,8 @@ from filelock import FileLock, Timeout
 from caudal import __version__, access, embedded, kafka, postgres, sources, standing
 from caudal._demo_data import CRM, HELP, SHOP, SOURCES, Delivery, Person, deliveries, people, signed
 from caudal.errors import Fatal
-from caudal.projections import VIEWS
+from caudal.projections import VIEWS, criteria
+from caudal.projections.membership import definitions
 from caudal.schemas import position
 from caudal.schemas.codec import Codec, Registry
 from caudal.settings import KafkaSettings, PostgresSettings, RegistrySettings, Settings
@@ -52,6 +53,13 @@ DRAIN_S = 180.0
 _LOOK_S = 0.5
 
 
+SEGMENTS = {
+    "spenders": "spend > 500 BRL and orders_count >= 2",
+    "bought-and-asked": "bought(within = 365d) and opened_ticket(status = "open", within = 365d)",
+}
+"""Segments that the demo defines, and that move while it runs."""
+
+
 class DemoFailed(Fatal):
     """The demo's own checks found something wrong."""
 
@@ -70,6 +78,7 @@ class Moment:
     customers: int = 0
     views: dict[str, int] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
+    segments: dict[str, int] = field(default_factory=dict)
     dead_letters: int = 0
     latencies_ms: list[float] = field(default_factory=list)
 
@@ -135,6 +144,8 @@ async def running(configured: Settings, say: Callable[[str], None]) -> AsyncIter
         standing.prepare(ready)
         with postgres.connect(ready.postgres, role="demo") as connection:
             token, _ = access.create(connection, "demo", [scope.value for scope in access.Scope])
+            drafts = [definitions.Draft(name, criteria.parse(text)) for name, text in SEGMENTS.items()]
+            definitions.save(connection, drafts, "demo")
         tree = Supervisor(members(1), env=_environment(settings), log=home / "logs" / "caudal.out")
         try:
             tree.start()
@@ -219,6 +230,7 @@ class Demo:
                 await self._send_all(client, steady, per_s=STEADY_PER_S)
                 await self._send_odd(client)
                 await self._read(client, position.encode(self._reached), DRAIN_S)
+                await self._until_judged()
                 self._seconds["all_readable"] = round(time.perf_counter() - started, 3)
                 self._rates = {
                     "accepted": round(len(rush) / self._seconds["rush_accepted"]),
@@ -344,6 +356,13 @@ class Demo:
         async with client.get(f"{self.api}{path}", params=query, headers=headers) as answer:
             return answer.status, await answer.json(content_type=None)
 
+    async def _until_judged(self) -> None:
+        """Wait until the segments know everyone who was touched."""
+        waiting = "SELECT (SELECT count(*) FROM hub.segment_touched) + (SELECT count(*) FROM hub.segments WHERE state <> 'live')"
+        deadline = time.monotonic() + DRAIN_S
+        while await asyncio.to_thread(self._count, waiting):
+            await self._wait(deadline, "the segments are not kept up")
+
     async def _address(self, name: str) -> str:
         """Where a process says that it listens."""
         run_file, deadline = self.settings.home / "run" / f"{name}.json", time.monotonic() + START_S
@@ -387,12 +406,17 @@ class Demo:
         moment.changes = {topic: ends.get(topic, 0) for topic in (kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS)}
         moment.dead_letters = ends.get(kafka.DEAD_LETTERS, 0)
         moment.views = {view.name: self._count(f"SELECT count(*) FROM live.{view.name}") for view in VIEWS}
+        for name in SEGMENTS:
+            members = (
+                "SELECT count(*) FROM hub.segment_memberships JOIN hub.segments ON id = segment_id WHERE name = %s"
+            )
+            moment.segments[name] = self._count(members, name)
         moment.customers = self._count("SELECT count(DISTINCT customer_id) FROM live.links")
 
-    def _count(self, query: str) -> int:
+    def _count(self, query: str, *values: str) -> int:
         if self._connection.execute("SELECT to_regclass('live.links') IS NULL").fetchone() == (True,):
             return 0  # the worker is just making the tables
-        row = self._connection.execute(query).fetchone()
+        row = self._connection.execute(query, values or None).fetchone()
         return int(row[0]) if row else 0
 
     def _counts(self) -> dict[str, Any]:
@@ -409,6 +433,7 @@ class Demo:
             "customers": moment.customers,
             "merged_subjects": subjects - moment.customers,
             "views": moment.views,
+            "segments": moment.segments,
             "change_messages": moment.changes,
             "dead_letters": dict(codes),
         }
@@ -444,6 +469,7 @@ def _faults(
         "the damaged delivery, and nothing else, became a dead letter": counts["dead_letters"]
         == {"invalid_payload": 1},
         f"{persons} people are {persons} customers": counts["customers"] == persons,
+        "some of them, not all, are in each defined segment": all(0 < n < persons for n in counts["segments"].values()),
         "Maria is one customer": len(found) == 1,
     }
     if len(found) == 1:

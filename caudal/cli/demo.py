@@ -118,6 +118,7 @@ def _screen(moment: Moment) -> Table:
         ("events", moment.events, "what they mean, on customer.changes"),
         ("customers", moment.customers, "who they are about"),
         ("views", sum(moment.views.values()), _listed(moment.views)),
+        ("segments", sum(moment.segments.values()), _listed(moment.segments)),
         ("changes", sum(moment.changes.values()), _listed(moment.changes)),
         ("dead letters", moment.dead_letters, "what nobody could read"),
     )
@@ -142,6 +143,7 @@ def _report(summary: Summary) -> None:
             ("subjects", counts["subjects"], f"{counts['merged_subjects']} of them joined another's customer"),
             ("customers", counts["customers"], ""),
             ("views", sum(counts["views"].values()), _listed(counts["views"])),
+            ("segments", sum(counts["segments"].values()), _listed(counts["segments"])),
             ("changes", sum(counts["change_messages"].values()), _listed(counts["change_messages"])),
             ("dead letters", sum(counts["dead_letters"].values()), _listed(counts["dead_letters"])),
         ],

@@ -15,6 +15,7 @@ import pytest
 from programs import environment, running, until
 
 from caudal._demo_data import SOURCES
+from caudal.demo import SEGMENTS
 
 
 @pytest.fixture
@@ -60,6 +61,7 @@ def test_once_with_json_prints_one_summary_that_holds_and_stops_everything(setti
     assert counts["merged_subjects"] == counts["subjects"] - counts["customers"] > 0
     assert counts["views"]["profiles"] == counts["customers"]
     assert all(counts["change_messages"].values())
+    assert counts["segments"].keys() == SEGMENTS.keys()
     assert 0 < summary["latency_ms"]["p50"] <= summary["latency_ms"]["p99"]
     assert summary["deliveries_per_s"]["accepted"] >= summary["deliveries_per_s"]["readable"] > 0
     assert summary["versions"]["kafka"].startswith("4.")
