@@ -55,7 +55,7 @@ _LOOK_S = 0.5
 
 SEGMENTS = {
     "spenders": "spend > 500 BRL and orders_count >= 2",
-    "bought-and-asked": 'bought(within = 365d) and tickets_count >= 2',
+    "bought-and-asked": "bought(within = 365d) and tickets_count >= 2",
 }
 """Segments that the demo defines, and that move while it runs."""
 
