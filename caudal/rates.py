@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from caudal.errors import Poison
 from caudal.projections.criteria.fields import exponent
+from caudal.projections.membership.stage import refill
 
 if TYPE_CHECKING:
     import psycopg
@@ -95,6 +96,7 @@ def load(conn: psycopg.Connection[Any], base: str, rates: Sequence[Rate]) -> int
             rows,
         )
         row = cursor.execute("SELECT count(*) - 1 FROM hub.rates").fetchone()
+        refill(conn, reading="rates")
     assert row is not None
     return int(row[0])
 

@@ -111,6 +111,9 @@ class WorkerSettings(_Group):
         description="Hour (UTC) after which one worker proves a sample of customers against the log, daily.",
     )
     verify_sample: int = Field(200, ge=0, description="Customers of the daily proof; 0 leaves it out.")
+    scores_every_h: int = Field(
+        24, ge=0, description="Hours after which one worker computes everybody's scores again; 0 leaves it out."
+    )
 
 
 class ServingSettings(_Group):

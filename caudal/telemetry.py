@@ -47,6 +47,7 @@ class Log(StrEnum):
     STREAM_CLOSED = "stream.closed"
     STREAM_RECORD_SKIPPED = "stream.record_skipped"
     VIEWS_VERIFIED = "views.verified"
+    SCORES_COMPUTED = "scores.computed"
 
 
 DELIVERIES = Counter("caudal_deliveries_total", "Deliveries at the edge by outcome.", ["source", "outcome"])

@@ -34,6 +34,7 @@ from caudal.telemetry import Log, logger
 if TYPE_CHECKING:
     from caudal.projections._runner import Runner
     from caudal.projections.membership.stage import Memberships
+    from caudal.scores import Scoring
 
 __all__ = ["ROLES", "run"]
 
@@ -114,13 +115,19 @@ class _Worker:
                 logger().info(Log.PROCESS_STOPPED, process="worker")
         return stopped
 
-    def _beside(self, codec: Codec) -> tuple[Nightly | Memberships | Reporting, ...]:
+    def _beside(self, codec: Codec) -> tuple[Nightly | Scoring | Memberships | Reporting, ...]:
         """What a worker that projects does besides, in threads: of all workers one at a time."""
         if "project" not in self._roles:
             return ()
         from caudal.projections.membership.stage import Memberships
+        from caudal.scores import Scoring
 
-        return Nightly(self._settings, codec), Memberships(self._settings), Reporting(self._settings)
+        return (
+            Nightly(self._settings, codec),
+            Scoring(self._settings),
+            Memberships(self._settings),
+            Reporting(self._settings),
+        )
 
     def _end(self, reason: BaseException | None = None) -> None:
         if not self._ended.done():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from caudal.projections._view import View
 
-__all__ = ["metrics"]
+__all__ = ["COUNTS", "PAID", "metrics"]
 
 # An order counts when it was placed and stands; checkouts, drafts and deals are not orders.
-_COUNTS = "coalesce(o.kind, 'order') = 'order' AND coalesce(o.status, 'open') NOT IN ('cancelled', 'voided', 'deleted', 'abandoned')"
-_PAID = "o.status IN ('paid', 'partially_paid', 'partially_refunded', 'refunded')"
+COUNTS = "coalesce(o.kind, 'order') = 'order' AND coalesce(o.status, 'open') NOT IN ('cancelled', 'voided', 'deleted', 'abandoned')"
+PAID = "o.status IN ('paid', 'partially_paid', 'partially_refunded', 'refunded')"
 _OPEN = "coalesce(t.status, 'open') NOT IN ('solved', 'closed', 'deleted')"
 
 
@@ -126,7 +126,14 @@ _TICKETS = _rows(
 _SUBSCRIPTIONS = _rows(
     _facts("subscriptions", "b"), "s.customer_id", subscriptions=_one("b.status IN ('trialing', 'active')")
 )
-_STARS = "(CASE WHEN f.scale_max BETWEEN 1 AND 1000 THEN f.scale_max ELSE 5 END)"
+# Stretched to 1 to 5 where the source states its scale; nonsense is no rating.
+_SCALED = (
+    "(f.scale_min BETWEEN -1000 AND 1000 AND f.scale_max BETWEEN -1000 AND 1000 AND f.scale_max - f.scale_min >= 1)"
+)
+_STARS = f"""CASE
+    WHEN {_SCALED} AND f.score BETWEEN f.scale_min AND f.scale_max
+        THEN 1 + 4 * (f.score::numeric - f.scale_min::numeric) / (f.scale_max::numeric - f.scale_min::numeric)
+    WHEN {_SCALED} IS NOT TRUE AND f.score BETWEEN 0 AND 5 THEN f.score::numeric END"""
 _FEEDBACK = _rows(
     f"{_facts('feedback', 'f')} WHERE f.status IS DISTINCT FROM 'deleted'",
     "s.customer_id",
@@ -135,8 +142,7 @@ _FEEDBACK = _rows(
     ces=_last_score("ces"),
     reviews=_one("f.kind = 'review'"),
     # in thousandths of a star: a sum of floats would hang on the order of the rows
-    rating_thousandths=f"""(CASE WHEN f.kind = 'review' AND f.score BETWEEN 0 AND {_STARS}
-                            THEN 5000 * (f.score::numeric / {_STARS}::numeric) END)""",
+    rating_thousandths=f"(CASE WHEN f.kind = 'review' THEN 1000 * ({_STARS}) END)",
     feedback="1",
     seen="f.answered_at",
 )
@@ -209,7 +215,7 @@ metrics = View(
             SELECT s.customer_id, o.*
             FROM subjects s CROSS JOIN LATERAL (
                 SELECT currency, total_minor, discount_minor, coalesce(subtotal_minor, total_minor) AS net_minor, placed_at, channel,
-                       line_categories, line_products, line_quantities, ({_COUNTS}) AS counts, ({_PAID}) AS paid
+                       line_categories, line_products, line_quantities, ({COUNTS}) AS counts, ({PAID}) AS paid
                 FROM {{schema}}.orders o WHERE o.subject = s.subject {{fence}}
             ) o
         )

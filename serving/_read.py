@@ -54,6 +54,7 @@ _CUSTOMERS = """
         (SELECT jsonb_object_agg(v.name, to_jsonb(v) - 'name') FROM ({attributes}) v),
         (SELECT to_jsonb(m) - 'customer_id' || jsonb_build_object('spend_base', {spend_base})
          FROM live.metrics m WHERE m.customer_id = ids.customer_id),
+        (SELECT to_jsonb(s) - 'customer_id' FROM hub.customer_scores s WHERE s.customer_id = ids.customer_id),
         (SELECT jsonb_agg(jsonb_strip_nulls(to_jsonb(g) - 'customer_id') ORDER BY g.segment)
          FROM {members} g WHERE g.customer_id = ids.customer_id),
         (SELECT jsonb_agg(to_jsonb(c) - '{{event_id,captured_at,stated}}'::text[]
@@ -294,7 +295,7 @@ def _listed(rows: list[tuple[Any, ...]]) -> Answer:
 
 def _customer(row: tuple[Any, ...]) -> Answer:
     """The row of `_CUSTOMERS` as the API shows it; no data when nothing is known under the id."""
-    customer_id, at, profile, provenance, attributes, metrics, segments, consents, subjects, identifiers = row
+    customer_id, at, profile, provenance, attributes, metrics, scores, segments, consents, subjects, identifiers = row
     token = token_of(at)
     if not subjects:
         return Answer(token, None)
@@ -317,6 +318,7 @@ def _customer(row: tuple[Any, ...]) -> Answer:
         "sources": sources,
         "profile": fields,
         "metrics": metrics,
+        "scores": scores,
         "segments": segments or [],
         "consents": consents or [],
         "subjects": subjects,

@@ -81,6 +81,22 @@ class Identifier(_Shape):
     subjects: list[str]
 
 
+class Scores(_Shape):
+    """What depends on all customers and on the time, as of `computed_at`."""
+
+    rfm_recency: int = Field(description="1 to 5; 5 is the fifth that ordered last.")
+    rfm_frequency: int = Field(description="1 to 5; 5 is the fifth with most orders.")
+    rfm_monetary: int | None = Field(description="1 to 5; 5 is the fifth that spent most.")
+    probability_alive: float | None = Field(description="Probability that more orders come; null while no model fits.")
+    expected_orders_90d: float | None
+    predicted_value_minor: int | None = Field(description="Spend expected in the next 12 months.")
+    currency: str = Field(description="Of the predicted value: the base currency.")
+    expected_next_order_at: datetime | None = Field(
+        description="When half of customers like this one have ordered again."
+    )
+    computed_at: datetime
+
+
 class Customer(_Shape):
     """A person."""
 
@@ -92,6 +108,7 @@ class Customer(_Shape):
     metrics: dict[str, Any] | None = Field(
         description="Every figure; `spend_base` is all spend in the base currency at the newest rates, null while a rate is `missing`."
     )
+    scores: Scores | None = Field(description="Null until scores are computed, and without orders.")
     segments: list[Segment]
     consents: list[Consent]
     subjects: list[Subject]

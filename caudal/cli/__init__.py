@@ -20,6 +20,7 @@ from caudal.cli import (
     rates,
     replay,
     report,
+    scores,
     segments,
     servers,
     sources,
@@ -75,6 +76,7 @@ app.add_typer(customers.app, name="customers")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(rates.app, name="rates")
 app.add_typer(replay.app, name="replay")
+app.add_typer(scores.app, name="scores")
 app.add_typer(segments.app, name="segments")
 app.add_typer(report.app, name="report")
 app.add_typer(tokens.app, name="tokens")

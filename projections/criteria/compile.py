@@ -122,7 +122,8 @@ def reads(condition: Condition) -> frozenset[str]:
     for _, node in tree.walk(condition):
         match node:
             case tree.Compare():
-                found.add(field_of(node.field, FIELDS)[0].reads)
+                field = field_of(node.field, FIELDS)[0]
+                found |= {field.reads, field.hub} - {""}
             case tree.Fact():
                 found.add(FACT_KINDS[node.fact].table)
             case tree.Sequence():

@@ -13,7 +13,7 @@ from typing import Literal, cast
 from caudal.projections.metrics import metrics
 from caudal.projections.profiles import FIELDS as PROFILE_FIELDS
 
-__all__ = ["FACT_KINDS", "FIELDS", "OPERATORS", "SPEND_BASE", "FactKind", "Field", "Kind", "exponent"]
+__all__ = ["FACT_KINDS", "FIELDS", "HUB_TABLES", "OPERATORS", "SPEND_BASE", "FactKind", "Field", "Kind", "exponent"]
 
 Kind = Literal["text", "code", "number", "money", "time", "date", "list", "codes", "attribute", "days", "age"]
 
@@ -44,6 +44,7 @@ class Field:
         reads: the view it is of; of a fact's field the fact.
         about: what it is, for the docs.
         since: of `days` and `age`: the time or date that the value counts from.
+        hub: one of `HUB_TABLES` that it reads, too.
         line: it is of a line of an order, not of the order.
     """
 
@@ -53,6 +54,7 @@ class Field:
     about: str = ""
     since: str = ""
     line: bool = False
+    hub: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ def _metrics() -> dict[str, Field]:
         f"CASE WHEN m.spend_minor IS NOT NULL THEN {SPEND_BASE.format(spend='m.spend_minor')} END",
         "metrics",
         "all spend in the base currency at the newest rates, in its minor units; unknown while a rate is missing",
+        hub="rates",
     )
     found["purchase_interval_days"] = Field(
         "number",
@@ -170,10 +173,40 @@ def _metrics() -> dict[str, Field]:
     return found
 
 
+HUB_TABLES = frozenset({"rates", "customer_scores"})
+"""Tables that fields read beside facts and views; they change with no event."""
+
+
+def _scores() -> dict[str, Field]:
+    about: Mapping[str, tuple[Kind, str]] = {
+        "rfm_recency": ("number", "fifth by the last order, 1 to 5; 5 ordered last"),
+        "rfm_frequency": ("number", "fifth by the number of orders, 1 to 5; 5 ordered most often"),
+        "rfm_monetary": ("number", "fifth by spend in the base currency, 1 to 5; 5 spent most"),
+        "probability_alive": ("number", "probability that more orders come, 0 to 1"),
+        "expected_orders_90d": ("number", "orders expected in the next 90 days"),
+        "predicted_value_minor": (
+            "number",
+            "spend expected in the next 12 months, in minor units of the base currency",
+        ),
+        "expected_next_order_at": ("time", "when half of customers like this one have ordered again"),
+    }
+    # looked up by customer, so that what doesn't ask for a score has no join
+    return {
+        name: Field(
+            kind,
+            f"(SELECT s.{name} FROM hub.customer_scores s WHERE s.customer_id = p.customer_id)",
+            "customer_scores",
+            text,
+        )
+        for name, (kind, text) in about.items()
+    }
+
+
 FIELDS: Mapping[str, Field] = {
     **_profile(),
     "attributes": Field("attribute", "(p.attributes ->> {attribute})", "profiles", "custom attributes, by name"),
     **_metrics(),
+    **_scores(),
 }
 """Name → field of a customer. `attributes` and fields of kind `money` are followed by a dot and the attribute or the currency."""
 

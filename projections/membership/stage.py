@@ -26,6 +26,7 @@ from caudal.projections import criteria
 from caudal.projections._batch import LINKED, bit
 from caudal.projections._publish import output_partition
 from caudal.projections._schema import LIVE, SWAP_LOCK, VIEWS
+from caudal.projections.criteria.fields import HUB_TABLES
 from caudal.projections.membership.definitions import Segment, defined
 from caudal.projections.segments import SEGMENTS, segment_members
 from psycopg.types.json import Jsonb
@@ -347,15 +348,16 @@ class Memberships:
             self._stop.wait(wait_s)
 
 
-def refill(conn: psycopg.Connection[Any]) -> None:
-    """Have every segment applied to everyone again, in the transaction that swaps other views in."""
+def refill(conn: psycopg.Connection[Any], *, reading: str | None = None) -> None:
+    """Have every segment applied to everyone again, in the transaction that swaps other views in, or those that read one table."""
     conn.execute("LOCK TABLE hub.segments IN SHARE ROW EXCLUSIVE MODE")
+    ids = [s.id for s in defined(conn) if reading is None or (s.condition and reading in criteria.reads(s.condition))]
     conn.execute(
         """UPDATE hub.segments s SET state = 'filling', filled = %s, revision = n.revision
            FROM (SELECT id, (SELECT max(revision) FROM hub.segments) + row_number() OVER (ORDER BY id) AS revision
                  FROM hub.segments) n
-           WHERE s.id = n.id AND s.state IN ('filling', 'live')""",
-        (NOBODY,),
+           WHERE s.id = n.id AND s.state IN ('filling', 'live') AND s.id = ANY (%s)""",
+        (NOBODY, ids),
     )
 
 
@@ -385,7 +387,7 @@ def bundles(segments: Sequence[Segment]) -> list[_Bundle]:
 def _mask(condition: criteria.Condition) -> int:
     """The facts whose change can change the answer; what it says of defined segments is followed by itself."""
     found = LINKED
-    names = set(criteria.reads(condition))
+    names = set(criteria.reads(condition)) - HUB_TABLES
     if not criteria.segments_named(condition) & SEGMENTS.keys():
         names.discard(segment_members.name)
     for name in names:

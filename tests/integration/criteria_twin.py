@@ -17,6 +17,10 @@ LINES = {
     "product": "line_products", "product_id": "line_product_ids", "sku": "line_skus", "variant": "line_variants",
     "category": "line_categories", "brand": "line_brands", "quantity": "line_quantities",
 }  # fmt: skip
+SCORES = {
+    "rfm_recency", "rfm_frequency", "rfm_monetary", "probability_alive", "expected_orders_90d", "predicted_value_minor",
+    "expected_next_order_at",
+}  # fmt: skip
 RATES = {"BRL": 1, "EUR": 6}
 LISTS = {"tags", "interests", "other_emails", "other_phones", "coupons"}
 EXACT = {
@@ -88,6 +92,7 @@ class Twin:
         owner = {row["subject"]: row for row in tables["links"]}
         self.profiles = {row["customer_id"]: row for row in tables["profiles"]}
         self.metrics = {row["customer_id"]: row for row in tables["metrics"]}
+        self.scores = {row["customer_id"]: row for row in tables["customer_scores"]}
         self.segments = {(row["customer_id"], row["segment"]) for row in tables["segment_members"]}
         self.facts: dict[tuple[Any, str], list[Row]] = defaultdict(list)
         for table in {*(kind[0] for kind in KINDS.values()), "consents"}:
@@ -134,6 +139,8 @@ class Twin:
             return None if since is None else (now - since) // timedelta(days=1)
         if plain in profile:
             return profile[plain]
+        if plain in SCORES:
+            return self.scores[customer][plain] if customer in self.scores else None
         if metrics is None:
             return None
         if plain == "average_order_minor":

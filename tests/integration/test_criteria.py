@@ -103,6 +103,17 @@ def _fill(conn: psycopg.Connection[Any], rnd: random.Random) -> None:
     for view in VIEWS:
         conn.execute(f"INSERT INTO live.{view.name} ({', '.join(view.columns)}) {select_sql(view, 'live', '0')}")
     conn.execute("INSERT INTO hub.rates VALUES ('EUR', '2026-01-02', 6, 6, 'BRL')")
+    with conn.cursor() as cursor:
+        for customer in CUSTOMERS[::2]:
+            score, known = rnd.randint(1, 5), rnd.random() < 0.8
+            cursor.execute(
+                "INSERT INTO hub.customer_scores VALUES (%s, %s, %s, %s, %s, %s, %s, 'BRL', %s, %s)",
+                (
+                    customer, score, 6 - score, score if known else None, rnd.choice([0.5, 1.0]) if known else None,
+                    rnd.choice([1.0, 3.0]) if known else None, rnd.choice([120, 300]) if known else None,
+                    _time(rnd) if known else None, NOW,
+                ),
+            )  # fmt: skip
     conn.execute("ANALYZE")
 
 
@@ -114,6 +125,7 @@ def filled(settings: Settings) -> Iterator[tuple[psycopg.Connection[Any], Twin]]
         names = ["links", *(f.name for f in FACTS), *(v.name for v in VIEWS)]
         with conn.cursor(row_factory=dict_row) as cursor:
             tables = {name: cursor.execute(f"SELECT * FROM live.{name}").fetchall() for name in names}
+            tables["customer_scores"] = cursor.execute("SELECT * FROM hub.customer_scores").fetchall()
         yield conn, Twin(tables)
 
 

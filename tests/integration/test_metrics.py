@@ -96,8 +96,9 @@ def test_every_figure_is_what_its_definition_says(figures: Any) -> None:
         _ticket(10, "solved", 60), _ticket(11, "closed", 120), _ticket(12, "open", None), _ticket(13, "deleted", -5),
         _answer(20, "nps", 9.0), _answer(21, "nps", 3.0, hours=1), _answer(22, "nps", None, hours=2),
         _answer(23, "csat", 4.0), _answer(24, "ces", 6.0),
-        _answer(25, "review", 5.0, scale_max=5.0), _answer(26, "review", 8.0, scale_max=10.0), _answer(27, "review", None),
-        _answer(28, "review", 1.0, status="deleted"), _answer(29, "review", 77.0, scale_max=5.0),
+        _answer(25, "review", 5.0, scale_min=1.0, scale_max=5.0), _answer(26, "review", 7.0, scale_min=1.0, scale_max=9.0),
+        _answer(27, "review", None),
+        _answer(28, "review", 1.0, status="deleted"), _answer(29, "review", 77.0, scale_min=1.0, scale_max=5.0),
         *[_mail(30 + n, k) for n, k in enumerate(("sent", "sent", "sent", "delivered", "delivered", "opened", "clicked", "bounced"))],
     )  # fmt: skip
     expected = {
@@ -125,7 +126,8 @@ def test_nonsense_of_any_size_does_not_stop_the_stream(figures: Any) -> None:
     row = figures(
         _order(1, most, subtotal_minor=most, discount_minor=most, lines=(_line("x", "y", 2**31 - 1), _line("x", "y", 2**31 - 1))),
         _order(2, -most, discount_minor=-most),
-        _answer(3, "review", 1e308, scale_max=5e-324), _answer(4, "review", -1.0), _answer(5, "review", 5e-324, scale_max=1.7e308),
+        _answer(3, "review", 1e308, scale_min=0.0, scale_max=5e-324), _answer(4, "review", -1.0),
+        _answer(5, "review", 5e-324, scale_min=-1.7e308, scale_max=1.7e308),
         TicketStated(**_header(6), ticket_id="6", opened_at=datetime(1, 1, 1, tzinfo=UTC), first_replied_at=MONDAY),
     )  # fmt: skip
     assert (row["mean_review_rating"], row["mean_first_response_s"]) == (0.0, 2.0**31 - 1)

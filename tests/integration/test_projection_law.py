@@ -108,7 +108,8 @@ def statements(draw: st.DrawFn) -> Event:
     if kind == "feedback":
         return FeedbackStated(
             **header, feedback_id=draw(ids), kind=draw(st.sampled_from(["nps", "csat", "ces", "review"])), answered_at=draw(times),
-            score=draw(st.none() | st.integers(0, 10).map(float)), scale_max=draw(st.none() | st.sampled_from([5.0, 7.0, 10.0])),
+            score=draw(st.none() | st.integers(0, 10).map(float)), scale_min=draw(st.none() | st.just(1.0)),
+            scale_max=draw(st.none() | st.sampled_from([5.0, 7.0, 10.0])),
             answers=draw(st.none() | st.just((Answer(question="why", answer="a"),))),
         )  # fmt: skip
     if kind == "did":
