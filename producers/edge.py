@@ -20,9 +20,9 @@ from urllib.parse import quote
 import orjson
 import prometheus_client
 import uvloop
-from caudal.connectors import Connector, Scheme, SignedRequest, Verdict
+from caudal.connectors import Connector, Scheme, SignedRequest, Verdict, feedback
 from caudal.connectors._sdk import EVENT_NAMESPACE
-from caudal.producers import _server
+from caudal.producers import _feedback, _server
 from caudal.producers._auth import authentic, without_credentials
 from caudal.producers._captures import CaptureLog, Captures
 from caudal.producers._http import RETRY, Body, Intake, Receive, Refusal, Scope, Send, answer, refuse
@@ -87,6 +87,8 @@ class Edge:
             try:
                 if path.startswith(PREFIX):
                     await self._delivery(scope, receive, send)
+                elif path == feedback.PATH:
+                    await self._feedback(scope, receive, send)
                 else:
                     await self._page(path, scope["method"], send)
             except Exception as exc:  # the sender comes again, and the log says what must be mended
@@ -177,6 +179,52 @@ class Edge:
             return Refusal(503, "unavailable", exc.message, RETRY)
         reflected = position.encode({f"capture.{source.name}": {partition: offset + 1}})
         return b'{"capture_id":"%s","token":"%s"}' % (capture_id.encode(), reflected.encode())
+
+    async def _feedback(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The form that a signed link opens, and its answer: JSON to programs, pages to people."""
+        route, headers = self._routes.get(feedback.SOURCE), _headers(scope)
+        if route is None or route.fault or route.connector is not feedback.connector:
+            await refuse(send, _NO_PAGE)
+            return
+        lang = _feedback.language(headers.get("accept-language", ""))
+        if scope["method"] in {"GET", "HEAD"}:
+            given = _feedback.token_in(scope.get("query_string", b""))
+            claims = _feedback.claimed(given, route.secrets, datetime.now(UTC))
+            page = _feedback.form(claims, given, lang) if claims else _feedback.message(lang, "refused")
+            await answer(send, 200 if claims else 403, page, _feedback.HEADERS)
+            return
+        if scope["method"] != "POST":
+            await refuse(send, _wrong_method(b"GET, HEAD, POST"))
+            return
+        body = await self._intake.read(receive, headers.get("content-length"), route.max_body_bytes)
+        if body is None:
+            route.count("disconnected")
+            return
+        kind = headers.get("content-type", "")
+        outcome: bytes | Refusal = Refusal(
+            422, "invalid", "a score on the survey's scale, a token and perhaps a text are needed"
+        )
+        try:
+            if isinstance(body, Refusal):
+                outcome = body
+            elif stored := _feedback.answered(kind, body.data):
+                # stored as JSON however it came
+                plain = {name: value for name, value in headers.items() if name != "content-encoding"}
+                outcome = await self._take(scope, route, "", {**plain, "content-type": "application/json"}, stored)
+        finally:
+            if isinstance(body, Body):
+                self._intake.release(body)
+        if isinstance(outcome, Refusal):
+            route.refuse(outcome)
+        else:
+            route.count("accepted")
+        if kind.partition(";")[0].strip().lower() == "application/json":
+            await (refuse(send, outcome) if isinstance(outcome, Refusal) else answer(send, 202, outcome))
+        elif isinstance(outcome, Refusal):
+            told = {401: "refused", 422: "missing"}.get(outcome.status, "unavailable")
+            await answer(send, outcome.status, _feedback.message(lang, told), (*_feedback.HEADERS, *outcome.headers))
+        else:
+            await answer(send, 200, _feedback.message(lang, "thanks", "again"), _feedback.HEADERS)
 
     def _url(self, route: Route, scope: Scope, headers: Mapping[str, str], target: str) -> str:
         """The address as the vendor sees it. What a proxy says of itself is not trusted: `public_url` is."""

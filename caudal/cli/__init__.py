@@ -17,6 +17,7 @@ from caudal.cli import (
     criteria,
     customers,
     dead_letters,
+    feedback,
     rates,
     replay,
     report,
@@ -74,6 +75,7 @@ app.add_typer(connectors.app, name="connectors")
 app.add_typer(criteria.app, name="criteria")
 app.add_typer(customers.app, name="customers")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(feedback.app, name="feedback")
 app.add_typer(rates.app, name="rates")
 app.add_typer(replay.app, name="replay")
 app.add_typer(scores.app, name="scores")

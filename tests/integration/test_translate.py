@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
 
 import orjson
 import pytest
@@ -18,8 +20,10 @@ from captures import (
     translator,
     with_people,
 )
+from programs import environment
 
-from caudal import kafka, postgres
+from caudal import kafka, postgres, telemetry
+from caudal.cli import feedback
 from caudal.errors import DatabaseUnavailable, LostPartition
 
 pytestmark = pytest.mark.usefixtures("with_people")
@@ -201,3 +205,26 @@ def test_deleting_a_whole_source_becomes_one_event_for_each_of_its_subjects(sett
     assert len({e["event_id"] for e in deleted}) == 4
     table = links_by_table(settings)
     assert all((e["link_seq"], e["customer_id"]) == table[e["subject"]] for e in deleted)
+
+
+def test_an_answer_to_a_signed_link_is_the_customers_own(settings, capsys, monkeypatch):
+    monkeypatch.setattr(telemetry, "configure_logging", lambda *_, **__: None)
+    capture(settings, "shop", [person(1), person(2)])
+    translate(settings, ["shop"])
+    customer = next(e["customer_id"] for e in events(settings, "ProfileStated") if e["subject"] == "shop:customer:2")
+    settings.config_file.write_text('[sources.feedback]\nconnector = "feedback"\n')
+    monkeypatch.setenv("CAUDAL_SECRET_FEEDBACK", "hush")
+    for name, value in environment(settings).items():
+        if name.startswith("CAUDAL_"):
+            monkeypatch.setenv(name, value)
+    feedback.link(customer=uuid.UUID(customer), survey="2026-05", kind="nps", product=None, expires="30d")
+    link = capsys.readouterr().out.strip().splitlines()[-1]
+    token = parse_qs(urlsplit(link).query)["token"][0]
+    for score in (9, 3):
+        capture(settings, "feedback", [{"token": token, "score": score}], connector="feedback", kind="nps")
+        translate(settings, ["feedback"])
+    answers = events(settings, "FeedbackStated")
+    assert {(e["customer_id"], e["score"]) for e in answers} == {(customer, 9.0), (customer, 3.0)}
+    assert len({e["feedback_id"] for e in answers}) == 1
+    [own] = [e for e in events(settings, "SubjectLinked") if e["subject"] == f"feedback:customer:{customer}"]
+    assert [(e["kind"], e["value"]) for e in own["evidence"]] == [("subject", "shop:customer:2")]

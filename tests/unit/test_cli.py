@@ -88,6 +88,7 @@ def test_the_commands_are_those_that_the_docs_promise():
             for name in ["list", "show", "create", "edit", "archive", "apply", "preview", "members", "history"]
         ),
         *(f"caudal segments {name}" for name in ["overlap", "explain", "put", "take"]),
+        "caudal feedback link",
         *(f"caudal report {name}" for name in ["list", "make", "run-due"]),
         *(f"caudal tokens {name}" for name in ["create", "list", "revoke"]),
     }
