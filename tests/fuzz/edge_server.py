@@ -27,6 +27,7 @@ from caudal.sources import Source
 
 SECRET = "hush"
 CONNECTORS = ("hubspot", "shopify", "zendesk")
+"""Those that sign the bytes of a delivery; the answers of our own forms carry their proof within."""
 MAX_BODY = 64 * 1024
 SAMPLES = sorted((Path(__file__).parent.parent / "connectors").glob("*/*.json"))
 
