@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast test-faults test-fuzz lint bench lock
+.PHONY: help setup demo test test-fast test-faults test-load test-fuzz lint bench lock
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test-fast: setup  ## the tests that need no server
 
 test-faults: setup  ## 200 seeded runs under faults; ARGS="--seed 7" repeats one, "--seeds 20" takes fewer
 	@PYTHONPATH=tests/faults:tests/integration:tests/e2e $(BIN)/python -m driver $(ARGS)
+
+test-load: setup  ## half of the capacity for 30 minutes, a burst, a slow PostgreSQL; ARGS="--scale 0.1" for 3 minutes
+	@$(BIN)/python -m benchmarks load $(ARGS)
 
 test-fuzz: setup  ## the tests of bad input, with fifty times as many examples, ever new ones
 	@$(BIN)/python -m pytest tests/fuzz --hypothesis-profile long $(ARGS)

@@ -13,7 +13,7 @@ import psutil
 from caudal import embedded
 from caudal.settings import load
 
-__all__ = ["Steps", "Watched", "processor_s", "servers", "stepped"]
+__all__ = ["Steps", "Watched", "held_mb", "processor_s", "servers", "stepped"]
 
 M = TypeVar("M")
 B = TypeVar("B")
@@ -91,7 +91,7 @@ class Watched:
         for name, pid in self._pids.items():
             try:
                 self.processor_s[name] = max(self.processor_s[name], processor_s(pid) - self._before[name])
-                self.peak_mb[name] = max(self.peak_mb[name], _held(pid) / 2**20)
+                self.peak_mb[name] = max(self.peak_mb[name], held_mb(pid))
             except psutil.Error:
                 continue
 
@@ -100,9 +100,11 @@ class Watched:
             self.look()
 
 
-def _held(pid: int) -> int:
+def held_mb(pid: int) -> float:
+    """Megabytes that a process and its children hold by themselves, and their share of what they share with others."""
     # macOS has no pss
-    return sum(getattr(memory, "pss", memory.rss) for _, memory in _read(pid, psutil.Process.memory_full_info))
+    held = sum(getattr(memory, "pss", memory.rss) for _, memory in _read(pid, psutil.Process.memory_full_info))
+    return float(held / 2**20)
 
 
 def _read(pid: int | None, read: Callable[[psutil.Process], Any]) -> Iterator[tuple[bool, Any]]:

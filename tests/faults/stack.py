@@ -22,10 +22,10 @@ import psutil
 import psycopg
 from nursery import Nursery
 from programs import environment
-from proxy import Loop, Proxy
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
+from benchmarks._proxy import Loop, Proxy
 from caudal import access, embedded, postgres, sources, standing
 from caudal import settings as caudal_settings
 from caudal._demo_data import SOURCES

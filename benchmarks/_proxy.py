@@ -10,6 +10,8 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+__all__ = ["Loop", "Proxy"]
+
 HOST = "127.0.0.1"
 
 
