@@ -134,24 +134,32 @@ CUSTOMERS = (
         ),
         columns=(PERIOD, Column("segment", "text", "Segment"), Column("customers", "integer", "Customers")),
         reads=("periods",),
-        select="""
+        select=f"""
             , chosen AS (
                 SELECT id, name, created_at FROM hub.segments
                 WHERE state <> 'archived' AND name = coalesce(%(segment)s::text, name) ORDER BY name LIMIT 100
             ),
             moves AS (
-                SELECT h.segment_id, h.at, CASE WHEN h.entered THEN 1 ELSE -1 END AS step
-                FROM hub.segment_history h JOIN chosen c ON c.id = h.segment_id {who} WHERE h.at > %(begin)s
+                SELECT segment_id, period, sum(step) AS step FROM (
+                    SELECT h.segment_id, CASE WHEN h.entered THEN 1 ELSE -1 END AS step,
+                           CASE WHEN h.at < %(end)s THEN {truncated("(h.at AT TIME ZONE %(zone)s)::date")} END AS period
+                    FROM hub.segment_history h JOIN chosen c ON c.id = h.segment_id {{who}} WHERE h.at >= %(begin)s
+                ) one GROUP BY 1, 2
             ),
             sizes AS (
                 SELECT c.id, count(m.customer_id) AS size FROM chosen c
-                LEFT JOIN (SELECT h.customer_id, h.segment_id FROM hub.segment_memberships h {who}) m ON m.segment_id = c.id GROUP BY 1
+                LEFT JOIN (SELECT h.customer_id, h.segment_id FROM hub.segment_memberships h {{who}}) m ON m.segment_id = c.id GROUP BY 1
             )
-            SELECT p.period, c.name,
-                   s.size - coalesce((SELECT sum(step) FROM moves h WHERE h.segment_id = c.id AND h.at >= least(p.ends, %(end)s)), 0)
-            FROM periods p CROSS JOIN chosen c JOIN sizes s USING (id) WHERE p.ends > c.created_at
+            -- back from today: less what moved in the periods after, and (without a period) after the last day
+            SELECT period, name, size - coalesce(after, 0) FROM (
+                SELECT p.period, p.ends, c.name, c.created_at, s.size - coalesce(l.step, 0) AS size, sum(m.step) OVER (
+                           PARTITION BY c.id ORDER BY p.period DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS after
+                FROM periods p CROSS JOIN chosen c JOIN sizes s USING (id)
+                LEFT JOIN moves m ON m.segment_id = c.id AND m.period = p.period
+                LEFT JOIN moves l ON l.segment_id = c.id AND l.period IS NULL
+            ) sized WHERE ends > created_at
             UNION ALL
-            SELECT %(last)s::date, h.segment, count(*) FROM live.segment_members h {who}
+            SELECT %(last)s::date, h.segment, count(*) FROM live.segment_members h {{who}}
             WHERE h.segment = coalesce(%(segment)s::text, h.segment) AND h.segment NOT IN (SELECT name FROM hub.segments)
             GROUP BY 2 ORDER BY 2, 1""",
         chart=Chart("line", "period", ("customers",), split="segment"),

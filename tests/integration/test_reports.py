@@ -258,6 +258,9 @@ def test_sizes_of_segments_are_read_back_from_their_history(make, conn):
     found = make("segments", segment="vip")
     assert [row["customers"] for row in found.rows] == [0, 1, 2, 3, 2, 4, 3]
     assert found.rows[-1]["partial"]
+    past = make("segments", segment="vip", last=day(NOW) - timedelta(days=2))
+    assert [row["customers"] for row in past.rows] == [0, 1, 2, 3, 2]
+    assert [row["customers"] for row in make("segments", segment="vip", by="month").rows] == [3]
     today = {row["segment"]: row["customers"] for row in make("segments").rows if row["period"] == day(NOW)}
     buyers = conn.execute("SELECT count(*) FROM live.segment_members WHERE segment = 'buyers'").fetchone()
     assert (today["vip"], today["buyers"]) == (3, buyers[0])
