@@ -21,6 +21,8 @@ import numpy.typing as npt
 
 __all__ = ["Purchasing", "Spending", "fit_purchasing", "fit_spending"]
 
+LARGEST = 7.0
+"""Bound of a parameter's logarithm: customers who are all alike would drive it to infinity, and change nothing any more."""
 Numbers = npt.NDArray[np.float64]
 
 
@@ -42,14 +44,16 @@ class Purchasing:
     def expected(self, x: Numbers, t_x: Numbers, t: Numbers, ahead: float) -> Numbers:
         """Expected purchases within the time `ahead` (equation 10).
 
-        Euler's transformation of the hypergeometric function keeps it from overflowing for customers of many purchases.
+        The hypergeometric function overflows for many purchases; by Euler's transformation it does for a large `a` instead.
         """
         from scipy.special import hyp2f1
 
         a = self.a if abs(self.a - 1) > 1e-6 else 1 + 1e-6  # the formula has a removable singularity there
         z = ahead / (self.alpha + t + ahead)
-        left = 1 - (1 - z) ** (a - 1) * hyp2f1(a + self.b - 1 - self.r, a - 1, a + self.b + x - 1, z)
-        found: Numbers = (a + self.b + x - 1) / (a - 1) * left / (1 + self._odds_gone(x, t_x, t))
+        c, euler = a + self.b + x - 1, self.r + x > a - 1
+        first, second = np.where(euler, c - self.r - x, self.r + x), np.where(euler, a - 1, self.b + x)
+        left = 1 - (1 - z) ** np.where(euler, a - 1, self.r + x) * hyp2f1(first, second, c, z)
+        found: Numbers = c / (a - 1) * left / (1 + self._odds_gone(x, t_x, t))
         return np.maximum(found, 0)
 
     def median_wait(self, x: Numbers, t: Numbers) -> Numbers:
@@ -104,7 +108,7 @@ def fit_spending(count: Numbers, mean: Numbers) -> Spending | None:
     """
     from scipy.special import gammaln
 
-    scale = float(np.mean(mean))
+    scale = float(np.exp(np.mean(np.log(mean))))
     z = mean / scale
 
     def likelihood(p: float, q: float, v: float) -> Numbers:
@@ -127,8 +131,9 @@ def _most_likely(likelihood: Callable[..., Numbers], start: Sequence[float]) -> 
             value = -float(np.mean(likelihood(*np.exp(logs))))
         return value if np.isfinite(value) else 1e10
 
-    found: Any = minimize(loss, np.log(start), method="L-BFGS-B", options={"ftol": 1e-12, "gtol": 1e-7})
-    # a parameter that runs away means that the data don't tell
-    if found.fun >= 1e10 or not np.all(np.abs(found.x) < 15):
+    options = {"ftol": 1e-12, "gtol": 1e-7}
+    bounds = [(-LARGEST, LARGEST)] * len(start)
+    found: Any = minimize(loss, np.log(start), method="L-BFGS-B", bounds=bounds, options=options)
+    if found.fun >= 1e10:
         return None
     return [float(value) for value in np.exp(found.x)]

@@ -237,9 +237,9 @@ def _calibrated(conn: psycopg.Connection[Any], now: datetime) -> dict[str, Any] 
     for part in _parts(conn, now, until, 1):
         each = model.expected(part.x, part.t_x / WEEK, part.t / WEEK, HELD_OUT.days / WEEK)
         customers += len(part.ids)
-        expected += float(each.sum())
+        expected += float(np.nan_to_num(each).sum())
         actual += float(part.after.sum())
-        deviation += float(np.abs(each - part.after).sum())
+        deviation += float(np.nan_to_num(np.abs(each - part.after)).sum())
     return {
         "until": until.isoformat(),
         "customers": customers,
@@ -275,9 +275,14 @@ def _predict(
             copy.write_row(
                 (
                     customer,
-                    float(lives),
-                    float(orders),
-                    None if np.isnan(minor) else round(float(minor)),
+                    _known(lives),
+                    _known(orders),
+                    round(float(minor)) if np.isfinite(minor) else None,
                     now + timedelta(days=float(days)) if days <= LONGEST_WAIT else None,
                 )
             )
+
+
+def _known(value: np.float64) -> float | None:
+    """A number as PostgreSQL and JSON have it."""
+    return float(value) if np.isfinite(value) else None

@@ -13,6 +13,7 @@ import pytest
 from caudal.projections import ensure_live, select_sql
 from caudal.projections.criteria import members, parse
 from caudal.projections.membership.definitions import Draft, create
+from caudal.projections.membership.stage import Memberships
 from caudal.projections.metrics import metrics
 from logs import connect
 from psycopg.rows import dict_row
@@ -126,13 +127,21 @@ def test_criteria_ask_for_scores(shop: psycopg.Connection[Any], scored: Any) -> 
 
 
 def test_segments_that_read_scores_are_judged_again_and_others_are_not(
-    shop: psycopg.Connection[Any], scored: Any
+    shop: psycopg.Connection[Any], settings: Settings, scored: Any
 ) -> None:
     create(shop, Draft("champions", parse("rfm_recency = 5 and rfm_frequency = 5")), by="tests")
     create(shop, Draft("locals", parse('city = "Recife"')), by="tests")
     shop.execute("UPDATE hub.segments SET state = 'live'")
     scores.refresh(shop, NOW + timedelta(hours=1))
     assert dict(shop.execute("SELECT name, state FROM hub.segments")) == {"champions": "filling", "locals": "live"}
+    stage = Memberships(settings, clock=lambda: NOW)
+    while stage.step():
+        pass
+    stage.close()
+    asked = members(parse("rfm_recency = 5 and rfm_frequency = 5"))
+    expected = shop.execute(asked.text, {**asked.parameters, "now": NOW}).fetchall()
+    found = shop.execute("SELECT customer_id FROM hub.segment_memberships").fetchall()
+    assert sorted(found) == sorted(expected) != []
 
 
 def test_one_computes_at_a_time_and_only_when_it_is_time(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.integrate import quad
+from scipy.stats import beta
 
 from caudal.lifetime import Purchasing, Spending, fit_purchasing, fit_spending
 
@@ -28,6 +29,19 @@ def test_the_expected_purchases_are_those_of_the_untransformed_formula():
     gone = m.a / (m.b + x - 1) * ((m.alpha + t) / (m.alpha + t_x)) ** (m.r + x)
     assert m.expected(*_one(x, t_x, t), ahead)[0] == pytest.approx(whole / (1 + gone))
     assert m.probability_alive(*_one(x, t_x, t))[0] == pytest.approx(1 / (1 + gone))
+
+
+@pytest.mark.parametrize("x", [0.0, 3.0, 300.0])
+@pytest.mark.parametrize(
+    "model",
+    [CDNOW, Purchasing(0.45, 2.4, 600.0, 1097.0), Purchasing(9.0, 50.0, 0.08, 800.0), Purchasing(0.1, 0.7, 2.0, 0.5)],
+)
+def test_the_expected_purchases_are_those_of_every_probability_to_drop_out_weighed(model, x):
+    t_x, t, ahead = (80.0 if x else 0.0), 90.0, 52.0
+    drop = beta(model.a, model.b + x).ppf((np.arange(4_000) + 0.5) / 4_000)
+    bought = -np.expm1(-(model.r + x) * np.log1p(drop * ahead / (model.alpha + t))) / drop
+    alive = model.probability_alive(*_one(x, t_x, t))[0]
+    assert model.expected(*_one(x, t_x, t), ahead)[0] == pytest.approx(alive * bought.mean(), rel=0.02)
 
 
 def test_busy_and_long_gone_customers_stay_numbers():
