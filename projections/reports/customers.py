@@ -70,9 +70,9 @@ CUSTOMERS = (
         name="rfm",
         title="RFM grid",
         about=(
-            "Customers with orders in five equal groups by recency, frequency and spend; 5 is the most recent, frequent or valuable"
-            " fifth. Equal values are told apart by the customer's id, so that the groups are equal. Spend is that on paid orders in"
-            " one currency: the most frequent one unless another is asked for."
+            "Customers with orders in fifths by recency, frequency and spend; 5 is the most recent, frequent or valuable fifth. Equal"
+            " values are in the same fifth, as in the scores, so that some hold more customers than others. Spend is that on paid orders"
+            " in one currency: the most frequent one unless another is asked for."
         ),
         columns=(
             Column("recency", "integer", "Recency"),
@@ -90,8 +90,9 @@ CUSTOMERS = (
                 FROM placed GROUP BY 1
             ),
             scored AS (
-                SELECT spend, ntile(5) OVER (ORDER BY last, customer_id) AS r, ntile(5) OVER (ORDER BY orders, customer_id) AS f,
-                       ntile(5) OVER (ORDER BY spend, customer_id) AS m
+                SELECT spend, 1 + floor(5 * (rank() OVER (ORDER BY last) - 1)::numeric / count(*) OVER ())::int AS r,
+                       1 + floor(5 * (rank() OVER (ORDER BY orders) - 1)::numeric / count(*) OVER ())::int AS f,
+                       1 + floor(5 * (rank() OVER (ORDER BY spend) - 1)::numeric / count(*) OVER ())::int AS m
                 FROM spent
             )
             SELECT r, f, count(s.m), avg(s.m)::float8, (SELECT currency FROM main_of_placed), coalesce(sum(s.spend), 0)

@@ -181,9 +181,7 @@ def test_who_buys_again_is_read_off_the_events(make):
     assert all(a["to_minor"] == b["from_minor"] for a, b in zip(spread.rows, spread.rows[1:], strict=False))
 
     def fifths(value: Callable[[str], Any]) -> dict[str, int]:
-        ranked = sorted(orders, key=lambda c: (value(c), c))
-        sizes = [len(ranked) // 5 + (n < len(ranked) % 5) for n in range(5)]
-        return dict(zip(ranked, [n + 1 for n, size in enumerate(sizes) for _ in range(size)], strict=True))
+        return {c: 1 + 5 * sum(value(other) < value(c) for other in orders) // len(orders) for c in orders}
 
     r, f, m = fifths(lambda c: orders[c][-1].placed_at), fifths(lambda c: len(orders[c])), fifths(spend.__getitem__)
     for row in make("rfm").rows:
