@@ -13,6 +13,7 @@ moment is kept by customer and bundle; so a segment that comes into another bund
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +46,7 @@ LEADER_S = 1.0
 """Between two attempts to become the one who does it; also how long a lost database is left alone."""
 GONE_AFTER = "30s"
 """A holder that stands still so long loses its connection, and with it the lock: it would look many times a second."""
-JUDGEMENTS = 100_000
+JUDGEMENTS = 500_000
 """About so many judgements, of one customer by one segment, are one transaction."""
 MOST_CUSTOMERS = 2_000
 NOTES = 20_000
@@ -77,8 +78,9 @@ class _Bundle:
         segments: which.
         level: 0 when none of them names a defined segment; else above those that they name.
         mask: the facts that they read, as bits.
-        statement: see `_JUDGE`.
-        parameters: of the statement.
+        statement: `_JUDGE` with numbered parameters. psycopg reads named ones anew each time, which takes longer than the judging.
+        names: of the parameters, in their order.
+        parameters: those that the criteria state.
         named: the defined segments that their criteria name, by id.
     """
 
@@ -87,6 +89,7 @@ class _Bundle:
     level: int
     mask: int
     statement: str
+    names: Sequence[str]
     parameters: Mapping[str, Any]
     named: set[int] = field(default_factory=set)
 
@@ -241,18 +244,16 @@ class Memberships:
             customers = {**more[number], **work.get(number, {})}
             if not customers:
                 continue
-            found = conn.execute(
-                bundle.statement,
-                {
-                    **bundle.parameters,
-                    "now": now,
-                    "bundle": bundle.name,
-                    "ids": bundle.ids,
-                    "versions": [segment.version for segment in bundle.segments],
-                    "customers": [*customers],
-                    "causes": [*customers.values()],
-                },
-            )
+            given = {
+                **bundle.parameters,
+                "now": now,
+                "bundle": bundle.name,
+                "ids": bundle.ids,
+                "versions": [segment.version for segment in bundle.segments],
+                "customers": [*customers],
+                "causes": [*customers.values()],
+            }
+            found = psycopg.RawCursor(conn).execute(bundle.statement, [given[name] for name in bundle.names])
             here = [_Move(*row) for row in found]
             moves += here
             for then, followers in self._following(here).items():
@@ -380,8 +381,19 @@ def bundles(segments: Sequence[Segment]) -> list[_Bundle]:
         judged = criteria.judged(asked, LIVE) if has_criteria else criteria.Sql(_LISTED, {})
         ids = {by_name[other].id for segment in part for other in named.get(segment.name, ()) if other in by_name}
         name = f"{level}.{mask:x}.{block}" if has_criteria else f"lists.{block}"
-        made.append(_Bundle(name, part, level, mask, _JUDGE.format(judged=judged.text), judged.parameters, ids))
+        statement, names = _numbered(_JUDGE.format(judged=judged.text))
+        made.append(_Bundle(name, part, level, mask, statement, names, judged.parameters, ids))
     return sorted(made, key=lambda bundle: bundle.level)
+
+
+def _numbered(statement: str) -> tuple[str, list[str]]:
+    """A statement with $1, $2 … instead of named parameters, and their names in that order."""
+    numbers: dict[str, int] = {}
+
+    def number(found: re.Match[str]) -> str:
+        return f"${numbers.setdefault(found[1], len(numbers) + 1)}"
+
+    return re.sub(r"%\((\w+)\)s", number, statement).replace("%%", "%"), [*numbers]
 
 
 def _mask(condition: criteria.Condition) -> int:
@@ -468,8 +480,11 @@ _JUDGE = """
         UNION ALL
         SELECT d.customer_id, v.id, true, d.cause FROM diff d, unnest(d.has) v(id) WHERE v.id <> ALL (d.had)
     ), went AS (
-        DELETE FROM hub.segment_memberships m USING moves v
-        WHERE m.customer_id = v.customer_id AND m.segment_id = v.segment_id AND NOT v.entered
+        DELETE FROM hub.segment_memberships WHERE ctid = ANY (ARRAY(
+            SELECT m.ctid FROM moves v CROSS JOIN LATERAL (
+                SELECT ctid FROM hub.segment_memberships x
+                WHERE x.customer_id = v.customer_id AND x.segment_id = v.segment_id OFFSET 0
+            ) m WHERE NOT v.entered))
     ), came AS (
         INSERT INTO hub.segment_memberships (customer_id, segment_id, entered_at)
         SELECT customer_id, segment_id, %(now)s FROM moves WHERE entered
@@ -480,15 +495,18 @@ _JUDGE = """
     ), awaited AS MATERIALIZED (
         SELECT customer_id, (SELECT min(at) FROM unnest(dues) d(at)) AS at FROM j
     ), over AS (
-        DELETE FROM hub.segment_due d USING awaited a
-        WHERE a.at IS NULL AND d.customer_id = a.customer_id AND d.bundle = %(bundle)s
+        DELETE FROM hub.segment_due WHERE ctid = ANY (ARRAY(
+            SELECT d.ctid FROM awaited a CROSS JOIN LATERAL (
+                SELECT ctid FROM hub.segment_due x WHERE x.customer_id = a.customer_id AND x.bundle = %(bundle)s OFFSET 0
+            ) d WHERE a.at IS NULL))
     ), noted AS (
         INSERT INTO hub.segment_due AS d (customer_id, bundle, at) SELECT customer_id, %(bundle)s, at FROM awaited WHERE at IS NOT NULL
         ON CONFLICT (customer_id, bundle) DO UPDATE SET at = excluded.at WHERE d.at <> excluded.at
     )
     SELECT customer_id::text, segment_id, entered, cause FROM moves
 """
-"""Judge customers by a bundle, and write what follows: memberships, history, due moments. Gives the moves.
+"""Judge customers by a bundle, and write what follows: memberships, history, due moments. Gives the moves. What is deleted is
+found by index for one customer at a time: the planner must not choose to read the whole of tables that grow.
 
 Parameters: `customers` and their `causes`, `now`, the `bundle`, its segments' `ids` and `versions` in the order of their
 conditions, and the conditions' own.
