@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import psycopg
-from caudal.projections import Prover
+from caudal.projections import Prover, criteria
+from caudal.projections.membership import definitions
 from caudal.schemas import position
 from logs import rebuilt
 from model import ORDER, TICKET, Person
@@ -21,7 +23,8 @@ from caudal._demo_data import SOURCES
 from caudal.errors import CaudalError, DatabaseUnavailable
 
 _TOPICS = (*CAPTURES, *FEEDS, kafka.CHANGES, kafka.DEAD_LETTERS)
-_LEFT = "SELECT (SELECT count(*) FROM hub.outbox), (SELECT count(*) FROM hub.unpublished_links)"
+_LEFT = """SELECT (SELECT count(*) FROM hub.outbox), (SELECT count(*) FROM hub.unpublished_links),
+                   (SELECT count(*) FROM hub.segment_touched) + (SELECT count(*) FROM hub.segments WHERE state <> 'live')"""
 _FIGURES = ("orders_count", "refunds_count", "tickets_count", "open_tickets_count")
 
 
@@ -50,8 +53,8 @@ def rest(stack: Stack, topics: TopicWatcher, stream: StreamWatcher) -> None:
         lag = {
             t: sum(end - done.get((t, p), 0) for p, end in ends.get(t, {}).items()) for t in (*CAPTURES, kafka.CHANGES)
         }
-        state.append({**lag, "outbox and links": left})
-        return set(ends) == set(_TOPICS) and not any(lag.values()) and left == (0, 0)
+        state.append({**lag, "outbox, links, judgements": left})
+        return set(ends) == set(_TOPICS) and not any(lag.values()) and left == (0, 0, 0)
 
     client = kafka.admin(stack.settings.kafka)
     ends: dict[str, dict[int, int]] = {}
@@ -84,6 +87,7 @@ def faults(
         yield from views(conn, people, customers)
         yield from things(conn, story, customers)
         yield from published(conn, ids, topics)
+        yield from segments(conn, ids, topics)
         for view, (extra, missing) in rebuilt(conn).items():
             if extra or missing:
                 yield f"{view} is not what its SELECT gives: {len(extra)} rows more, {len(missing)} fewer"
@@ -211,6 +215,31 @@ def published(conn: Any, ids: list[str], topics: TopicWatcher) -> Iterator[str]:
             differing = [field for field, value in row.items() if field in last and not _same(value, last[field])]
             if differing:
                 yield f"{name}: the last message of {customer} is not the row: {differing}"
+
+
+def segments(conn: Any, ids: list[str], topics: TopicWatcher) -> Iterator[str]:
+    """Members are whom the criteria hold of; the history leads there step by step, and so do the messages."""
+    for segment in definitions.defined(conn):
+        assert segment.condition is not None
+        asked = criteria.members(segment.condition)
+        parameters = {**asked.parameters, "now": datetime.now(UTC)}
+        fits = {str(customer) for (customer,) in conn.execute(asked.text, parameters)}
+        kept = "SELECT customer_id::text FROM hub.segment_memberships WHERE segment_id = %s"
+        members = {customer for (customer,) in conn.execute(kept, (segment.id,))}
+        if members != fits:
+            yield f"{segment.name} has {sorted(members - fits)} too many, and lacks {sorted(fits - members)}"
+        for customer in ids:
+            moves = conn.execute(
+                "SELECT entered FROM hub.segment_history WHERE customer_id = %s AND segment_id = %s ORDER BY at, ctid",
+                (customer, segment.id),
+            ).fetchall()
+            if moves != [(n % 2 == 0,) for n in range(len(moves))] or (len(moves) % 2 == 1) != (customer in members):
+                yield f"{segment.name}: the history of {customer} is {moves}"
+            told = [
+                v for _, v in topics.changes.get((kafka.SEGMENTS, customer), []) if v and v["segment"] == segment.name
+            ]
+            if (told[-1]["change"] == "entered" if told else False) != (customer in members):
+                yield f"{segment.name}: the last message of {customer} says {told[-1]['change'] if told else 'nothing'}"
 
 
 def streamed(ids: list[str], topics: TopicWatcher, stream: StreamWatcher) -> Iterator[str]:

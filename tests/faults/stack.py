@@ -20,6 +20,9 @@ from typing import Any
 
 import psutil
 import psycopg
+from caudal.projections import criteria
+from caudal.projections.membership import definitions
+from caudal.projections.membership.definitions import Draft
 from nursery import Nursery
 from programs import environment
 from psycopg.conninfo import make_conninfo
@@ -60,6 +63,13 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) 
             raise Stuck(f"no {what} within {seconds:.0f} s")
         time.sleep(0.05)
     return found
+
+
+SEGMENTS = {
+    "often": "bought(times >= 2) and orders_count >= 2",
+    "in-need": "open_tickets_count >= 1 or returned()",
+    "both": 'segment("often") and segment("in-need")',
+}
 
 
 class Stack:
@@ -107,6 +117,7 @@ class Stack:
         standing.prepare(self.settings)
         with self.connect() as conn:
             self.token, _ = access.create(conn, "faults", [scope.value for scope in access.Scope])
+            definitions.save(conn, [Draft(name, criteria.parse(text)) for name, text in SEGMENTS.items()], "faults")
         self.edge, self.api = (f"http://127.0.0.1:{_processes.free_port()}" for _ in range(2))
         for name in PROCESSES:
             self._proxies[name] = Proxy(self._loop, ports[1])
