@@ -35,6 +35,8 @@ _TARGETS = (
     ("one_customer", "rebuild_one_customer_ms", "< 50"),
     ("search", "profile_read_p95_ms", "< 5"),
     ("search", "search_p95_ms", "< 50"),
+    ("segments", "drain_ratio_1000_to_10_segments", "≥ 0.5"),
+    ("segments", "timed_exit_lateness_p99_ms", "< 1,000"),
     ("growth", "growth_by_backlog_1_workers_worker_mb", "< 400"),
 )
 _STAGES = ("translate", "identity", "project", "publish")
@@ -95,8 +97,8 @@ def _stages(results: Results) -> Iterator[str]:
     return _all(results, *_STAGES)
 
 
-def _rebuild(results: Results) -> Iterator[str]:
-    return _all(results, "rebuild")
+def _of(benchmark: str) -> tuple[Callable[[Results], Iterator[str]], tuple[str, ...]]:
+    return lambda results: _all(results, benchmark), (benchmark,)
 
 
 def _all(results: Results, *benchmarks: str) -> Iterator[str]:
@@ -168,7 +170,9 @@ _TABLES: dict[str, tuple[Callable[[Results], Iterator[str]], tuple[str, ...]]] =
     "stages": (_stages, _STAGES),
     "latencies": (_latencies, ("rates",)),
     "growth": (_growth, ("growth",)),
-    "rebuild": (_rebuild, ("rebuild",)),
+    "segments": _of("segments"),
+    "load": _of("load"),
+    "rebuild": _of("rebuild"),
     "race": (_race, ("race",)),
     "limits": (_limits, ("race",)),
 }
