@@ -340,6 +340,9 @@ class _Projecting:
         self.idle = runner.idle
         self.close = runner.close
 
+    def assigned(self, partitions: Sequence[Partition]) -> None:
+        self._runner.assigned([number for _, number in partitions])
+
     def positions(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         numbers = [number for _, number in partitions]
         stored = self._runner.positions(numbers)

@@ -42,6 +42,10 @@ B = TypeVar("B")
 class Stage(Protocol[B]):
     """A step of the live path. `prepare` may run beside anything else; the other methods never run at the same time."""
 
+    def assigned(self, partitions: Sequence[Partition]) -> None:
+        """The partitions are given to this worker by the group; `positions` follows, and again whenever reading begins anew."""
+        ...
+
     def positions(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Take the partitions over, all there are now; where to start each one that was read before."""
         ...
@@ -321,6 +325,8 @@ class Pump(Service, Generic[B]):
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         logger().info(Log.PARTITIONS_ASSIGNED, step=self.name, partitions=len(partitions))
+        with self._applying:
+            self._stage.assigned([(p.topic, p.partition) for p in partitions])
         self._begin_at_stored(consumer, [(p.topic, p.partition) for p in partitions])
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -126,6 +126,9 @@ class Translator:
         """Next offset by partition of customer.changes, over all that this worker and the owners before it made."""
         self._swept = 0.0
 
+    def assigned(self, partitions: Sequence[Partition]) -> None:
+        """What is stored says who may go on with them."""
+
     def positions(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Take the partitions over: where to start reading each; those never read are missing.
 

@@ -134,6 +134,8 @@ class Runner:
             Publisher(settings.kafka, codec, session_ms=settings.worker.session_timeout_ms) if feed else None
         )
         self._mine: set[int] = set()
+        self._epochs: dict[int, int] = {}
+        """Partition → the number that it has in hub.owners as long as it is ours."""
         self._looked = 0.0
         self._numbered = 0.0
         """When the changes of the last batch began to get their versions; see `Publisher.publish`."""
@@ -154,6 +156,16 @@ class Runner:
         self._partitions = _partition_count(settings, generations.topic(settings.kafka, self.generation))
 
     # ---- what a worker calls
+
+    def assigned(self, partitions: Sequence[int]) -> None:
+        """The group has given us these partitions: whoever had them before publishes nothing of them any more (see `_recover`)."""
+        with postgres.translated():
+            given = self._connection().execute(
+                """INSERT INTO hub.owners AS o (partition, epoch) SELECT p, 1 FROM unnest(%s::int[]) p ORDER BY p
+                   ON CONFLICT (partition) DO UPDATE SET epoch = o.epoch + 1 RETURNING partition, epoch""",
+                (list(partitions),),
+            )
+            self._epochs |= dict(given.fetchall())
 
     def positions(self, partitions: Sequence[int]) -> dict[int, int]:
         """The next offset of each partition; 0 where nothing was projected yet. They count in the log that is `generation` now."""
@@ -229,6 +241,9 @@ class Runner:
         """Publish what the outbox still holds for these partitions, in order; returns the number of customers.
 
         Rows are published as they are now, under a version newer than any before: state topics need the newest state, not each step.
+
+        Raises:
+            LostPartition: one of them was given to another worker meanwhile.
         """
         try:
             with postgres.translated():
@@ -532,6 +547,8 @@ class Runner:
             "WHERE partitions && %s::int[] AND id <> ALL(%s::bigint[]) ORDER BY id",
             (partitions, [*publisher.under_way, *self._forgettable]),
         ).fetchall()
+        if found:
+            self._check_owned(partitions)
         done = 0
         if any(rebuilt for *_, rebuilt in found):
             self._look()  # what a replay left is published by the code that the replay was of
@@ -560,6 +577,14 @@ class Runner:
             else:
                 conn.execute("DELETE FROM hub.outbox WHERE id = %s", (id_,))
         return done
+
+    def _check_owned(self, partitions: Sequence[int]) -> None:
+        """A worker that stood still may not know yet what the group took from it; its new owner may have published newer rows."""
+        rows = self._connection().execute(
+            "SELECT partition, epoch FROM hub.owners WHERE partition = ANY(%s)", (list(partitions),)
+        )
+        if lost := [partition for partition, epoch in rows if self._epochs.get(partition, epoch) != epoch]:
+            raise LostPartition(f"{len(lost)} partitions were given to another worker")
 
     # ---- the connection
 

@@ -313,7 +313,7 @@ class Compiler:
 
     def _text(self, sql: str, op: str, value: tree.Value, form: Callable[[str], str]) -> str:
         here = form(sql)
-        if self.shared is not None and here != sql and not _OF_FACT.search(sql):
+        if self.shared is not None and here != sql and not sql.startswith("e.") and not _OF_FACT.search(sql):
             here = self.shared.value(here)
         if isinstance(value, list):
             given = f"ARRAY(SELECT {form('e')} FROM unnest({self.value(value, 'text[]')}) e)"

@@ -192,6 +192,7 @@ def test_every_part_of_a_criterion_is_explained(filled: tuple[psycopg.Connection
     conn, twin = filled
     condition = criteria.parse(
         'age >= 30 and (city = "recife" or bought(times >= 2, within = 60d)) and not (consent("terms") or segment("buyers"))'
+        ' and not (attributes.tier = "x" or attributes.tier starts with "y" or attributes.tier > 7)'
     )
     nodes = criteria.conditions(condition)
     assert [path for path, _ in nodes][:4] == ["", "all[0]", "all[1]", "all[1].any[0]"]

@@ -244,6 +244,24 @@ def test_what_was_committed_and_not_published_is_published_by_the_next_owner(
     assert published(settings, codec, kafka.SEGMENTS, 1)[0][1]["segment"] == "buyers"  # type: ignore[index]
 
 
+def test_a_worker_whose_partitions_were_given_away_leaves_the_outbox_to_their_owner(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], runners: Callable[..., Runner]
+) -> None:
+    before, now = runners(), runners()
+    before.assigned(range(PARTITIONS))
+    now.assigned([0, 1])
+    now.assigned([2, 3])
+    conn.execute(
+        "INSERT INTO hub.outbox (partitions, topic, customer_ids) VALUES (%s, 'customer.profiles', %s)",
+        ([*range(PARTITIONS)], [ANA]),
+    )
+    with pytest.raises(LostPartition):
+        before.recover(range(PARTITIONS))
+    assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (1,)
+    assert now.recover(range(PARTITIONS)) == 1
+    assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (0,)
+
+
 def test_a_worker_that_stood_still_publishes_nothing_old_and_then_what_the_outbox_holds(
     settings: Settings,
     runners: Callable[..., Runner],

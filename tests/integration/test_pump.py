@@ -27,6 +27,9 @@ class Step:
         self.taken_over = 0
         self.idled = 0
 
+    def assigned(self, partitions: Sequence[tuple[str, int]]) -> None:
+        pass
+
     def positions(self, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
         self.taken_over += 1
         return {partition: self.stored[partition] for partition in partitions if partition in self.stored}
