@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Nightly"]
 
-_LOCK = 0x6361_7567
+_LOCK = postgres.Lock.PROOF
 _KEY = "views.verified"
 REST_S = 0.05
 LOOK_EVERY_S = 600.0

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Due", "Reporting", "Scheduled", "due", "load", "run_due"]
 
-_LOCK = 0x6361_7569
+_LOCK = postgres.Lock.REPORTS
 LOOK_EVERY_S = 300.0
 """How often a worker looks whether a report is due."""
 

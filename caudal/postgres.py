@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum, unique
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,7 +17,22 @@ from psycopg_pool import AsyncConnectionPool
 from caudal.errors import DatabaseUnavailable, Fatal
 from caudal.settings import PostgresSettings
 
-__all__ = ["REFUSED", "connect", "let_go_after", "migrate", "pool", "translated"]
+__all__ = ["REFUSED", "Lock", "connect", "let_go_after", "migrate", "pool", "translated"]
+
+
+@unique
+class Lock(IntEnum):
+    """Advisory locks of one key, here so that no two are the same. (Locks of two keys are another space.)"""
+
+    MAKING = 0x6361_7564  # the live schema is being made
+    SWAP = 0x6361_7565  # see projections/_schema.py
+    SEARCH = 0x6361_7566  # the search index is being kept
+    PROOF = 0x6361_7567
+    SCORES = 0x6361_7568
+    REPORTS = 0x6361_7569
+    MEMBERSHIPS = 0x6361_756A
+    PLACES = 0x6361_7564_706C  # the index of where events lie is put in order
+
 
 REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 """What PostgreSQL says of values that it can't store; the last one of a text that is too long for an index. They don't pass with time."""

@@ -29,7 +29,7 @@ from caudal.telemetry import Log, logger
 
 __all__ = ["Scoring", "refresh", "shown"]
 
-_LOCK = 0x6361_7568
+_LOCK = postgres.Lock.SCORES
 _KEY = "scores"
 LOOK_EVERY_S = 600.0
 """How often a worker looks whether the time has come."""

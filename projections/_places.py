@@ -20,6 +20,8 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 
+from caudal.postgres import Lock
+
 __all__ = ["FOLD_ROWS", "SORT_KEYS", "STORE", "Named", "Packed", "find", "pack", "sort", "tables", "tidy"]
 
 SORT_KEYS = 131_072
@@ -31,7 +33,7 @@ _BITS = 11
 _NEW, _FOLDED = -1, -2
 """Buckets of the rows that are not sorted yet."""
 _PARTITION_SHIFT = 48
-_TIDY_LOCK = 0x6361_7564_706C
+_TIDY_LOCK = Lock.PLACES
 
 Packed = tuple[bytes, bytes]
 """Hashes, as little-endian uint32, and places (partition << 48 | offset), as little-endian uint64, of the same keys."""

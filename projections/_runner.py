@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 from zlib import crc32
@@ -24,7 +24,6 @@ from caudal.projections._batch import ALL, LINKED, Batch, Message, bit, prepare
 from caudal.projections._fact import Fact
 from caudal.projections._publish import Change, Publisher, output_partition
 from caudal.projections._schema import FACTS, LIVE, SWAP_LOCK, VIEWS, ensure_live
-from caudal.projections._view import View
 from caudal.projections.profiles import profiles
 from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import dead_letter
@@ -37,7 +36,7 @@ from caudal.errors import LostPartition, Poison, Retryable, UnusableEvent
 from caudal.settings import Settings
 from caudal.telemetry import Log, logger
 
-__all__ = ["STRIPE_LOCKS", "Runner", "statements"]
+__all__ = ["STRIPE_LOCKS", "Runner", "mask_of", "partition_count", "statements"]
 
 _VIEWS = {view.name: view for view in VIEWS}
 LOOK_EVERY_S = 0.25
@@ -76,11 +75,11 @@ def _movable(fact: Fact) -> bool:
     return "subject" not in fact.key
 
 
-def _mask(view: View) -> int:
-    """Which facts touch a view: those it reads, and those that the views it reads do."""
+def mask_of(names: Iterable[str]) -> int:
+    """The facts among the names, and those that the views among them read."""
     mask = 0
-    for name in view.reads:
-        mask |= _mask(_VIEWS[name]) if name in _VIEWS else bit(name)
+    for name in names:
+        mask |= mask_of(_VIEWS[name].reads) if name in _VIEWS else bit(name)
     return mask
 
 
@@ -153,7 +152,7 @@ class Runner:
         except BaseException:
             self.close()
             raise
-        self._partitions = _partition_count(settings, generations.topic(settings.kafka, self.generation))
+        self._partitions = partition_count(settings, generations.topic(settings.kafka, self.generation))
 
     # ---- what a worker calls
 
@@ -629,7 +628,9 @@ def statements(schema: str, priority: str, *, feed: bool) -> dict[str, Any]:
             made[f"composites {fact.name}"] = _sql.composites(schema, fact)
     for view in VIEWS:
         all_facts = ALL if feed and view is profiles else 0
-        made[f"refresh {view.name}"] = _sql.refresh(view, schema, priority, _mask(view), feed=feed, all_facts=all_facts)
+        made[f"refresh {view.name}"] = _sql.refresh(
+            view, schema, priority, mask_of(view.reads), feed=feed, all_facts=all_facts
+        )
         if len(view.key) == 1:
             made[f"remove {view.name}"] = _sql.remove(view, schema, priority)
             made[f"read {view.name}"] = _sql.read(view, schema)
@@ -641,6 +642,6 @@ def _rows(cur: psycopg.Cursor[Any], first: tuple[Any, ...]) -> list[tuple[Any, .
     return [first, *cur.fetchall()]
 
 
-def _partition_count(settings: Settings, topic: str) -> int:
-    metadata = kafka.admin(settings.kafka).list_topics(topic, timeout=10)
-    return len(metadata.topics[topic].partitions) or settings.kafka.partitions
+def partition_count(settings: Settings, topic: str) -> int:
+    """Partitions of a topic (its full name); those of a new one when it isn't there."""
+    return kafka.topics(settings.kafka).get(topic) or settings.kafka.partitions

@@ -14,6 +14,7 @@ from caudal.projections.segments import segment_members
 from psycopg import sql
 
 from caudal.errors import Fatal
+from caudal.postgres import Lock
 
 __all__ = ["FACTS", "LIVE", "MAKING_LOCK", "SWAP_LOCK", "VIEWS", "describe", "ensure_live", "priority_sql"]
 
@@ -21,8 +22,8 @@ LIVE = "live"
 VIEWS = (profiles, metrics, segment_members)
 """Every view, in the order in which they are refreshed: a view of views comes after those."""
 
-MAKING_LOCK = 0x6361_7564  # any constant; it keeps two workers from making the schema at the same time
-SWAP_LOCK = 0x6361_7565
+MAKING_LOCK = Lock.MAKING  # keeps two workers from making the schema at the same time
+SWAP_LOCK = Lock.SWAP
 """Advisory lock that a transaction on the live schema holds shared, and a swap of the schema exclusively."""
 
 FIRST = """

@@ -13,9 +13,11 @@ from typing import Any
 import psycopg
 from caudal.projections._schema import LIVE, SWAP_LOCK
 
+from caudal.postgres import Lock
+
 __all__ = ["READY", "TEXT", "due", "ensure", "refresh"]
 
-_LOCK = 0x6361_7566
+_LOCK = Lock.SEARCH
 _BATCH = 2_000
 
 TEXT = (

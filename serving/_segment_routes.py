@@ -45,7 +45,7 @@ __all__ = ["Access", "Changes", "add"]
 LARGEST_LIST = 16 * 1024 * 1024
 """Bytes of a body with ids: more than 400,000 of them."""
 _T = TypeVar("_T")
-_Name = Annotated[str, InPath(description="The segment's name.", pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+_Name = Annotated[str, InPath(description="The segment's name.", pattern=f"^{definitions.NAME.pattern}$")]
 _CustomerId = Annotated[uuid.UUID, InPath(description="The customer's id.")]
 
 

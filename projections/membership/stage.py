@@ -24,9 +24,10 @@ from uuid import UUID
 
 import psycopg
 from caudal.projections import criteria
-from caudal.projections._batch import LINKED, bit
+from caudal.projections._batch import LINKED
 from caudal.projections._publish import output_partition
-from caudal.projections._schema import LIVE, SWAP_LOCK, VIEWS
+from caudal.projections._runner import mask_of, partition_count
+from caudal.projections._schema import LIVE, SWAP_LOCK
 from caudal.projections.criteria.fields import HUB_TABLES
 from caudal.projections.membership.definitions import Segment, defined
 from caudal.projections.segments import SEGMENTS, segment_members
@@ -39,7 +40,7 @@ from caudal.telemetry import Log, logger
 
 __all__ = ["Memberships", "refill"]
 
-_LOCK = 0x6361_756A
+_LOCK = postgres.Lock.MEMBERSHIPS
 PAUSE_S = 0.05
 """Between two looks when nothing is to be done."""
 LEADER_S = 1.0
@@ -55,8 +56,6 @@ BUNDLE_BITS = 8
 """Segments whose ids differ in these last bits only may be judged by one statement: its columns have to stay within PostgreSQL's 1,664."""
 NOBODY = UUID(int=0)
 BY_TIME, BY_DEFINITION = "time", "definition"
-
-_VIEWS = {view.name: view for view in VIEWS}
 
 
 @dataclass(frozen=True)
@@ -275,7 +274,7 @@ class Memberships:
         """Leave moves in the outbox, to whoever has the customer's partition."""
         if not self._partitions:
             topic = kafka.topic(self._settings.kafka, kafka.CHANGES)
-            self._partitions = kafka.topics(self._settings.kafka).get(topic, self._settings.kafka.partitions)
+            self._partitions = partition_count(self._settings, topic)
         placed: dict[int, list[_Move]] = defaultdict(list)
         for move in moves:
             placed[output_partition(move.customer, self._partitions)].append(move)
@@ -398,22 +397,10 @@ def _numbered(statement: str) -> tuple[str, list[str]]:
 
 def _mask(condition: criteria.Condition) -> int:
     """The facts whose change can change the answer; what it says of defined segments is followed by itself."""
-    found = LINKED
     names = set(criteria.reads(condition)) - HUB_TABLES
     if not criteria.segments_named(condition) & SEGMENTS.keys():
         names.discard(segment_members.name)
-    for name in names:
-        found |= _bits(name)
-    return found
-
-
-def _bits(name: str) -> int:
-    if name not in _VIEWS:
-        return bit(name)
-    found = 0
-    for read in _VIEWS[name].reads:
-        found |= _bits(read)
-    return found
+    return LINKED | mask_of(names)
 
 
 _WAITING = """

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from caudal.projections import criteria
 from caudal.projections.criteria import tree
+from caudal.projections.membership.definitions import NAME
 from caudal.projections.reports._report import SHARED, Period, Report
 
 __all__ = ["MOST_PERIODS", "MOST_ROWS", "Asked", "BadReport", "Plan", "plan"]
@@ -122,7 +123,7 @@ def _fits(report: Report, asked: Asked) -> None:
             raise BadReport(f"the report {report.name} doesn't take it", path=name)
     if asked.currency is not None and not re.fullmatch("[A-Z]{3}", asked.currency):
         raise BadReport("three capital letters (ISO 4217) are needed", path="currency")
-    if asked.segment is not None and not re.fullmatch("[a-z0-9][a-z0-9-]{0,63}", asked.segment):
+    if asked.segment is not None and not NAME.fullmatch(asked.segment):
         raise BadReport("the name of a segment is needed", path="segment")
     if asked.limit is not None and not 1 <= asked.limit <= 500:
         raise BadReport("a number between 1 and 500 is needed", path="limit")

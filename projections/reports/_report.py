@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from caudal.projections.criteria.fields import FACT_KINDS
+from caudal.projections.metrics import PAID
 
 __all__ = ["CURRENCY", "PERIOD", "PERIODS", "SHARED", "Chart", "Column", "Period", "Report", "ratio", "truncated"]
 
@@ -98,7 +99,7 @@ def _as(sql: str) -> str:
 
 _BOUGHT = FACT_KINDS["bought"]
 _AT, _HOLDS = _as(_BOUGHT.at), _as(_BOUGHT.holds)
-_PAID = "x.status IN ('paid', 'partially_paid', 'partially_refunded', 'refunded')"
+_PAID = PAID.replace("o.", "x.")
 
 
 def _day(at: str) -> str:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from logs import PARTITIONS, Record, apply, clear, connect, contents, records
 from test_projection_law import CUSTOMERS, logs
 
-from caudal import kafka, telemetry
+from caudal import kafka, postgres, telemetry
 from caudal._nightly import Nightly
 from caudal.errors import ReplayRefused
 from caudal.settings import Settings
@@ -247,7 +247,7 @@ def test_one_worker_proves_a_sample_a_day_and_all_show_the_result(hub: Hub) -> N
     hub.conn.execute("UPDATE live.profiles SET city = 'Natal'")
     assert other.prove("2026-03-01") == first, "it was done on that day"
     with connect(hub.settings) as holder:
-        holder.execute("SELECT pg_advisory_lock(%s)", (0x6361_7567,))
+        holder.execute("SELECT pg_advisory_lock(%s)", (postgres.Lock.PROOF,))
         assert other.prove("2026-03-02") is None, "another worker is at it"
     second = other.prove("2026-03-02")
     assert second is not None
