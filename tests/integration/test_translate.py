@@ -166,7 +166,10 @@ def test_a_lost_database_connection_is_retried_with_a_new_one(settings):
     messages = take_over(settings, step, ["shop"])
     batch = step.prepare(messages)
     with postgres.connect(settings.postgres, role="tests") as db:
-        db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'caudal translate'")
+        db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'caudal translate' AND datname = current_database()"
+        )
     with pytest.raises(DatabaseUnavailable):
         step.apply(batch)
     step.apply(batch)

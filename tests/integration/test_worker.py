@@ -203,7 +203,11 @@ def test_a_worker_outlives_the_loss_of_its_database_connections(settings, worker
     worker = workers.start("translate")
     capture(settings, "shop", orders(1, 11), connector="shopify", kind="orders/create")
     until(lambda: translated(settings) == 10, "ten are translated")
-    rows(settings, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'caudal translate'")
+    rows(
+        settings,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'caudal translate' AND datname = current_database()",
+    )
     capture(settings, "shop", orders(11, 21), connector="shopify", kind="orders/create")
     until(lambda: translated(settings) == 20, "it goes on")
     assert worker.poll() is None
