@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 from caudal.projections.reports import REPORTS, Asked, Report, Result, finished, plan
 from caudal.serving._read import POSITION, token_of
+from caudal.serving._search import check_names
 from psycopg_pool import AsyncConnectionPool
 
 from caudal.errors import Fatal
@@ -58,6 +59,7 @@ class Reports:
 
         Raises:
             BadReport: it can't be made as asked.
+            BadCriteria: they name a segment that isn't there.
             ReportTooSlow: it took longer than a statement may.
             DatabaseUnavailable: PostgreSQL can't be reached.
         """
@@ -73,6 +75,7 @@ class Reports:
                         )
                     ).fetchone()
                     assert row is not None
+                    await check_names(conn, asked.criteria)
                     cursor = await conn.execute(planned.statement, planned.parameters, prepare=False)
                     rows = await cursor.fetchall()
             except psycopg.errors.QueryCanceled as exc:

@@ -22,15 +22,16 @@ from caudal.projections import criteria, search
 from caudal.projections.criteria import tree
 from caudal.projections.criteria.compile import Compiler
 from caudal.projections.criteria.fields import FIELDS
+from caudal.projections.membership import definitions
 from caudal.projections.metrics import metrics
 from caudal.projections.profiles import profiles
-from caudal.projections.segments import MEMBERS
+from caudal.projections.segments import MEMBERS, SEGMENTS
 from caudal.serving._read import POSITION, Answer, token_of
 from psycopg_pool import AsyncConnectionPool
 
 from caudal.postgres import translated
 
-__all__ = ["DEFAULT_FIELDS", "FACETS", "MOST", "BadSearch", "Search", "Searched"]
+__all__ = ["DEFAULT_FIELDS", "FACETS", "MOST", "BadSearch", "Search", "Searched", "check_names"]
 
 MOST = 500
 """Most customers on one page."""
@@ -215,6 +216,7 @@ class Search:
         if not 1 <= asked.limit <= MOST:
             raise BadSearch(f"a number between 1 and {MOST} is needed", path="limit")
         async with self._snapshot() as (conn, indexed, reflected):
+            await check_names(conn, asked.criteria)
             query = _Query(asked, indexed=indexed)
             data = await self._listed(conn, query)
             if asked.count or asked.facets:
@@ -283,6 +285,7 @@ class Search:
     async def export(self, asked: Searched) -> AsyncIterator[list[dict[str, Any]]]:
         """Everyone found, in parts, by a cursor of the server: memory stays level however many they are."""
         async with self._snapshot() as (conn, indexed, _):
+            await check_names(conn, asked.criteria)
             query = _Query(asked, shape=criteria.SCAN, indexed=indexed)
             columns = "".join(f", {sql} AS c{n}" for n, (_, sql) in enumerate(query.columns))
             statement = (
@@ -311,6 +314,17 @@ class Search:
                 except psycopg.DataError as exc:
                     # criteria can't cause it: a cursor of another sort, whose value is of another type
                     raise BadSearch("that is no `next` of this search", path="after") from exc
+
+
+async def check_names(conn: psycopg.AsyncConnection[Any], condition: tree.Condition | None) -> None:
+    """That the segments which criteria name are there.
+
+    Raises:
+        BadCriteria: one isn't: nobody would be found, and nobody would know why.
+    """
+    if condition is not None and criteria.segments_named(condition) - SEGMENTS.keys():
+        rows = await (await conn.execute(definitions.KNOWN, prepare=False)).fetchall()
+        definitions.check_names(condition, [name for (name,) in rows])
 
 
 async def _rows(conn: psycopg.AsyncConnection[Any], statement: str, query: _Query) -> list[Any]:

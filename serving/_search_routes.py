@@ -41,9 +41,7 @@ class SearchBody(BaseModel):
 
     def searched(self) -> Searched:
         """As the search takes it."""
-        given = self.criteria
-        read = criteria.parse if isinstance(given, str) else criteria.load
-        condition = None if given is None else read(given)
+        condition = None if self.criteria is None else criteria.read(self.criteria)
         return Searched(
             criteria=condition, text=self.q, sort=self.sort, after=self.after, limit=self.limit,
             fields=tuple(dict.fromkeys(self.fields)), facets=tuple(dict.fromkeys(self.facets)), count=self.count,

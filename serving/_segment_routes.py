@@ -11,7 +11,6 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import orjson
 import psycopg
 from caudal.projections import criteria
-from caudal.projections.criteria import Condition
 from caudal.projections.membership import definitions, lists
 from caudal.projections.membership.definitions import BadSegment, Draft, Saved, SegmentConflict, UnknownSegment
 from caudal.projections.membership.lists import Listed
@@ -70,7 +69,7 @@ class Definition(BaseModel):
         """As it is saved."""
         if (self.criteria is None) != self.list:
             raise Problem(422, "invalid_parameters", "give either criteria or `list`: true")
-        return Draft(name, None if self.criteria is None else _condition(self.criteria), self.description)
+        return Draft(name, None if self.criteria is None else criteria.read(self.criteria), self.description)
 
 
 class NewSegment(Definition):
@@ -191,7 +190,7 @@ def _reading(app: FastAPI, segments: Segments, route: dict[str, Any], needs: Acc
     )
     async def preview(asked: Preview) -> Response:
         with _told():
-            condition = _condition(asked.criteria)
+            condition = criteria.read(asked.criteria)
             found = await segments.preview(condition, limit=asked.limit, fields=tuple(dict.fromkeys(asked.fields)))
             overlap = {"overlap": await segments.overlap(condition)} if asked.overlap else {}
         return _answers.answer(found, {**found.data, **overlap})
@@ -255,10 +254,6 @@ async def _ids(request: Request) -> Iterator[str]:
         return lists.ids(body.decode("utf-8").splitlines())
     except ValueError as exc:
         raise Problem(422, "invalid_parameters", "ids are needed: one a line, or a JSON array of texts") from exc
-
-
-def _condition(given: Any) -> Condition:
-    return criteria.parse(given) if isinstance(given, str) else criteria.load(given)
 
 
 def _drafted(asked: Definition, name: str) -> Draft:

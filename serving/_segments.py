@@ -195,7 +195,6 @@ class Segments:
         Raises:
             BadCriteria: the fields or segments that are named aren't there.
         """
-        definitions.check_names(condition, await self._known())
         found = await self._search.page(Searched(criteria=condition, count=True, limit=limit, fields=fields))
         return Answer(found.token, {"count": found.data["count"], "sample": found.data["customers"]})
 
@@ -213,7 +212,6 @@ class Segments:
             parameters = {"segment": segment.id if segment else of, "after": uuid.UUID(int=0), "limit": SAMPLE}
             rows = await self._rows(_OVERLAP.format(base=base), parameters)
         else:
-            definitions.check_names(of, await self._known())
             found = await self._search.page(Searched(criteria=of, count=True, limit=1, fields=()))
             size, exact = found.data["count"]["value"], found.data["count"]["exact"]
             rows, whole = await self._judged(of)
@@ -298,8 +296,7 @@ class Segments:
 
     async def _known(self) -> list[str]:
         """The names of the defined segments."""
-        rows = await self._rows("SELECT name FROM hub.segments WHERE state NOT IN ('leaving', 'archived')")
-        return [name for (name,) in rows]
+        return [name for (name,) in await self._rows(definitions.KNOWN)]
 
     async def _size(self, segment: Segment | None, name: str) -> int:
         statement = (

@@ -21,7 +21,7 @@ from caudal.projections.criteria.compile import (
     predicate,
     reads,
 )
-from caudal.projections.criteria.text import parse, print_text
+from caudal.projections.criteria.text import parse, print_text, read
 from caudal.projections.criteria.tree import (
     BadCriteria,
     Condition,
@@ -52,6 +52,7 @@ __all__ = [
     "parse",
     "predicate",
     "print_text",
+    "read",
     "reads",
     "segments_named",
 ]

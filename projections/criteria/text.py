@@ -19,7 +19,7 @@ from caudal.projections.criteria.tree import BadCriteria
 from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
 
-__all__ = ["parse", "print_text"]
+__all__ = ["parse", "print_text", "read"]
 
 _WORDS = {
     "NAME": "a name", "STRING": "a text in double quotes", "NUMBER": "a number", "MONEY": "an amount such as 500 BRL",
@@ -30,6 +30,15 @@ _KEYWORDS = {"then", "within", "and", "or", "not", "in", "between", "contains", 
              "false"}  # fmt: skip
 _WINDOW = ("within", "since", "until")
 _MEASURES = ("times", "units", "amount", "amount_minor")
+
+
+def read(given: Any) -> tree.Condition:
+    """Criteria as programs give them: the text form, or a tree.
+
+    Raises:
+        BadCriteria: see `parse` and `tree.load`.
+    """
+    return parse(given) if isinstance(given, str) else tree.load(given)
 
 
 def parse(text: str) -> tree.Condition:

@@ -24,6 +24,7 @@ from caudal.errors import Poison
 
 __all__ = [
     "COLUMNS",
+    "KNOWN",
     "NAME",
     "BadSegment",
     "Draft",
@@ -44,6 +45,8 @@ __all__ = [
 ]
 
 COLUMNS = "id, name, version, state, description, criteria, filled, revision, created_at, changed_at"
+KNOWN = "SELECT name FROM hub.segments WHERE state NOT IN ('leaving', 'archived')"
+"""The names of the segments that criteria may speak of, beside the built-in ones."""
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _MAX_DESCRIPTION = 1_000
 _GONE = {"leaving", "archived"}

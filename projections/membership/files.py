@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from caudal.projections import criteria
 from caudal.projections.criteria import BadCriteria, tree
@@ -47,8 +46,4 @@ def _draft(file: Path) -> Draft:
         raise BadSegment("name and description are texts")
     if (given is None) == (data.get("list") is not True):
         raise BadSegment("either criteria or `list: true` is needed")
-    return Draft(name, None if given is None else _condition(given), description)
-
-
-def _condition(given: Any) -> criteria.Condition:
-    return criteria.parse(given) if isinstance(given, str) else criteria.load(given)
+    return Draft(name, None if given is None else criteria.read(given), description)

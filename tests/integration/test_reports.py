@@ -322,6 +322,7 @@ def test_reports_are_read_over_http(http):
         assert fault("sales", **asked) == (422, "bad_report", path)
     assert fault("products", by="day") == (422, "bad_report", "by")
     assert fault("sales", criteria="city = ")[1] == "bad_criteria"
+    assert fault("sales", criteria='segment("nobody-made-it")') == (422, "bad_criteria", "segment")
     assert fault("sales", **{"from": "yesterday"})[1] == "invalid_parameters"
 
 

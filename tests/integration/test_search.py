@@ -165,6 +165,10 @@ def test_what_is_wrong_is_said_with_its_place(api):
         {"after": "!"}, {"after": "W10"}, {"criteria": "bought(within = 99999d)"}, {"fields": "secret", "format": "csv"},
     ):  # fmt: skip
         assert api.refused(**asked)["code"] == "bad_search" or "criteria" in asked
+    for more in ({}, {"format": "csv"}, {"count": "true"}):
+        unknown = api.refused(criteria='age > 3 or segment("repeat-buyer")', **more)
+        assert (unknown["code"], unknown["path"]) == ("bad_criteria", "any[1].segment")
+        assert unknown["detail"].endswith("unknown segment; did you mean repeat-buyers?")
     after = api.get(sort="name", limit=1)["next"]
     assert api.refused(sort="last_order_at", after=after)["path"] == "after"
 
@@ -241,3 +245,6 @@ def test_the_command_searches_and_exports(settings, conn, tmp_path):
     wrong = caudal("--where", 'citty = "Recife"')
     assert wrong.returncode == 65
     assert "character 1: unknown field" in wrong.stderr
+    wrong = caudal("--where", 'segment("buyrs")')
+    assert wrong.returncode == 65
+    assert "unknown segment; did you mean buyers?" in wrong.stderr
