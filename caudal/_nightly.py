@@ -6,17 +6,16 @@ an advisory lock does it; the others show its result.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.types.json import Jsonb
 
 from caudal import postgres, sources, telemetry
-from caudal.errors import CaudalError
+from caudal._periodic import Periodic
 from caudal.telemetry import Log, logger
 
 if TYPE_CHECKING:
@@ -28,33 +27,29 @@ __all__ = ["Nightly"]
 _LOCK = postgres.Lock.PROOF
 _KEY = "views.verified"
 REST_S = 0.05
-LOOK_EVERY_S = 600.0
-"""How often a worker looks whether the hour has come, or another worker has a newer result; not at its start, when it has a log to
-catch up with."""
 NAMED = 20
 """Most customers named in the log line."""
 
 
-class Nightly:
-    """Proves a sample once a day."""
+class Nightly(Periodic):
+    """Proves a sample once a day, from the hour on that is set."""
+
+    step = "verify"
+    every_s = 600.0
 
     def __init__(self, settings: Settings, codec: Codec) -> None:
         """Nothing is connected before the time comes."""
+        super().__init__()
         self._settings = settings
         self._codec = codec
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="nightly", daemon=True)
 
-    def start(self) -> None:
-        """Begin to wait for the hour, unless the sample is empty."""
-        if self._settings.worker.verify_sample:
-            self._thread.start()
+    def look(self, now: datetime) -> Mapping[str, Any] | None:
+        """Prove the sample if that is due; the day's result, of whichever worker, if there is one.
 
-    def stop(self) -> None:
-        """End, at the latest after the customer that is being proved."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(30)
+        Raises:
+            CaudalError: a server can't be reached, or the log doesn't hold what is needed.
+        """
+        return self.prove((now - timedelta(hours=self._settings.worker.verify_hour)).date().isoformat())
 
     def prove(self, day: str) -> Mapping[str, Any] | None:
         """Prove the sample, unless it was done on this day or another worker does it; the day's result, if there is one.
@@ -85,7 +80,7 @@ class Nightly:
         began = time.monotonic()
         try:
             customers = sample(conn, self._settings.worker.verify_sample)
-            findings = verify_customers(prover, customers, each=lambda _: self._rest())
+            findings = verify_customers(prover, customers, each=lambda _: self.rest(REST_S))
         finally:
             prover.close()
         told = logger().warning if findings.rows else logger().info
@@ -99,27 +94,6 @@ class Nightly:
             seconds=round(time.monotonic() - began, 1),
         )
         return {"customers": findings.customers, "differing_customers": findings.differing}
-
-    def _rest(self) -> None:
-        if self._stop.wait(REST_S):
-            raise _Stopped
-
-    def _run(self) -> None:
-        while not self._stop.wait(LOOK_EVERY_S):
-            try:
-                now = datetime.now(UTC)
-                due = now - timedelta(hours=self._settings.worker.verify_hour)
-                self.prove(due.date().isoformat())
-            except _Stopped:
-                return
-            except CaudalError as exc:
-                logger().warning(Log.PROCESS_FAILED, process="worker", step="verify", code=exc.code)
-            except Exception as exc:
-                logger().exception(Log.PROCESS_FAILED, process="worker", step="verify", error=type(exc).__name__)
-
-
-class _Stopped(Exception):
-    """The worker ends."""
 
 
 def _result(conn: psycopg.Connection[Any]) -> dict[str, Any] | None:

@@ -18,10 +18,9 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
@@ -29,6 +28,7 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from caudal import postgres, sources
+from caudal._periodic import Periodic
 from caudal.errors import BadSettings, CaudalError, Fatal
 from caudal.telemetry import Log, logger
 
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Due", "Reporting", "Scheduled", "due", "load", "run_due"]
 
 _LOCK = postgres.Lock.REPORTS
-LOOK_EVERY_S = 300.0
-"""How often a worker looks whether a report is due."""
 
 
 class Scheduled(BaseModel):
@@ -195,31 +193,17 @@ def _write(file: Path, content: bytes) -> None:
         raise Fatal(f"{file}: {exc.strerror}") from None
 
 
-class Reporting:
-    """Writes what is due, now and then, in a thread of its own."""
+class Reporting(Periodic):
+    """Writes what is due."""
 
-    def __init__(self, settings: Settings, *, look_every_s: float = LOOK_EVERY_S) -> None:
+    step = "reports"
+    every_s = 300.0
+
+    def __init__(self, settings: Settings) -> None:
         """Nothing is connected before something is due."""
+        super().__init__()
         self._settings = settings
-        self._look_every_s = look_every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End, at the latest after the reports that are being written."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(30)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._look_every_s):
-            try:
-                run_due(self._settings, datetime.now(UTC))
-            except CaudalError as exc:
-                logger().warning(Log.PROCESS_FAILED, process="worker", step="reports", code=exc.code)
-            except Exception as exc:
-                logger().exception(Log.PROCESS_FAILED, process="worker", step="reports", error=type(exc).__name__)
+    def look(self, now: datetime) -> object:
+        """Write what is due, see `run_due`."""
+        return run_due(self._settings, now)

@@ -7,11 +7,10 @@ ago, they predict the orders since then, and the error is stored and shown besid
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from caudal import lifetime, postgres
-from caudal.errors import CaudalError
+from caudal._periodic import Periodic
 from caudal.lifetime import Numbers, Purchasing, Spending
 from caudal.projections.criteria.fields import SPEND_BASE
 from caudal.projections.membership.stage import refill
@@ -31,8 +30,6 @@ __all__ = ["Scoring", "refresh", "shown"]
 
 _LOCK = postgres.Lock.SCORES
 _KEY = "scores"
-LOOK_EVERY_S = 600.0
-"""How often a worker looks whether the time has come."""
 FIT_MOST = 50_000
 """About so many customers, drawn by their ids, are enough to fit four parameters."""
 FIT_LEAST, REPEAT_LEAST = 100, 30
@@ -157,25 +154,17 @@ def shown(conn: psycopg.Connection[Any]) -> Mapping[str, Any] | None:
     return row[0] if row else None
 
 
-class Scoring:
+class Scoring(Periodic):
     """Computes scores when they are older than they may be."""
+
+    step = "scores"
+    every_s = 600.0
+    ends_within_s = 1.0  # the transaction of a computation that is cut off leaves nothing
 
     def __init__(self, settings: Settings) -> None:
         """Nothing is connected before the time comes."""
+        super().__init__()
         self._settings = settings
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
-
-    def start(self) -> None:
-        """Begin to look, unless scores are not wanted."""
-        if self._settings.worker.scores_every_h:
-            self._thread.start()
-
-    def stop(self) -> None:
-        """End. A computation that is under way ends with the process; its transaction leaves nothing."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(1)
 
     def look(self, now: datetime) -> bool:
         """Compute the scores if it is time; whether they were computed.
@@ -198,15 +187,6 @@ class Scoring:
                 seconds=result["seconds"],
             )
         return result is not None
-
-    def _run(self) -> None:
-        while not self._stop.wait(LOOK_EVERY_S):
-            try:
-                self.look(datetime.now(UTC))
-            except CaudalError as exc:
-                logger().warning(Log.PROCESS_FAILED, process="worker", step="scores", code=exc.code)
-            except Exception as exc:
-                logger().exception(Log.PROCESS_FAILED, process="worker", step="scores", error=type(exc).__name__)
 
 
 def _fitted(conn: psycopg.Connection[Any], now: datetime, until: date) -> tuple[Purchasing | None, Spending | None]:

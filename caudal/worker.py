@@ -24,6 +24,7 @@ import uvloop
 
 from caudal import generations, kafka, postgres, sources
 from caudal._nightly import Nightly
+from caudal._periodic import Periodic
 from caudal._scheduled import Reporting
 from caudal.errors import BadSettings, CaudalError, Fatal, LostPartition, Retryable
 from caudal.processors._pump import Feed, Partition, Pump, Stage
@@ -34,7 +35,6 @@ from caudal.telemetry import Log, logger
 if TYPE_CHECKING:
     from caudal.projections._runner import Runner
     from caudal.projections.membership.stage import Memberships
-    from caudal.scores import Scoring
 
 __all__ = ["ROLES", "run"]
 
@@ -115,19 +115,17 @@ class _Worker:
                 logger().info(Log.PROCESS_STOPPED, process="worker")
         return stopped
 
-    def _beside(self, codec: Codec) -> tuple[Nightly | Scoring | Memberships | Reporting, ...]:
+    def _beside(self, codec: Codec) -> tuple[Periodic | Memberships, ...]:
         """What a worker that projects does besides, in threads: of all workers one at a time."""
         if "project" not in self._roles:
             return ()
         from caudal.projections.membership.stage import Memberships
         from caudal.scores import Scoring
 
-        return (
-            Nightly(self._settings, codec),
-            Scoring(self._settings),
-            Memberships(self._settings),
-            Reporting(self._settings),
-        )
+        settings = self._settings
+        proof = (Nightly(settings, codec),) if settings.worker.verify_sample else ()
+        scoring = (Scoring(settings),) if settings.worker.scores_every_h else ()
+        return (*proof, *scoring, Memberships(settings), Reporting(settings))
 
     def _end(self, reason: BaseException | None = None) -> None:
         if not self._ended.done():

@@ -390,8 +390,9 @@ def test_what_is_scheduled_is_written_once_by_one_of_many(filled):
     assert (told["from"], told["to"], told["criteria"]) == ("2026-05-01", "2026-05-31", 'city = "Recife"')
 
     filled.config_file.write_text('[[reports]]\nreport = "repeat"\nevery = "day"\nfolder = "daily"\n')
-    timers = [_scheduled.Reporting(filled, look_every_s=0.05) for _ in range(2)]
+    timers = [_scheduled.Reporting(filled) for _ in range(2)]
     for timer in timers:
+        timer.every_s = 0.05
         timer.start()
     try:
         until(lambda: any((filled.config_file.parent / "daily").glob("repeat-*.html")), "file")
