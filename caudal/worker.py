@@ -44,6 +44,9 @@ REPLAY = "replay"
 """Not a worker's role, but it can be paused like one: a replay that loads or translates looks into hub.control between chunks."""
 CAPTURES_MAX = 2_000
 """Most captures of one batch: a capture holds a whole delivery, of some kilobytes, and bounds the worker's memory."""
+SWITCH_S = 0.0005
+"""How long a thread that computes keeps the interpreter from one whose answer has come. A batch asks PostgreSQL some thirty times; with
+Python's own 5 ms each answer would wait that long while the other step translates or decodes."""
 STOP_S = 10.0
 """How long each step of stopping Faust may take."""
 _WRITTEN = (kafka.CHANGES, kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS, kafka.DEAD_LETTERS)
@@ -64,6 +67,7 @@ def run(settings: Settings, *, roles: Sequence[str] = ROLES) -> None:
     unknown = set(roles) - set(ROLES)
     if unknown or not roles:
         raise BadSettings(f"no worker role is named {', '.join(sorted(unknown)) or 'so'}", hint=" or ".join(ROLES))
+    sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if not runner.run(_Worker(settings, roles).run()):
             # all of ours is closed; what is left of Faust would keep the process from ending
