@@ -77,7 +77,8 @@ class Record:
             self.json = b""
         else:
             self.segment = data.get("segment")
-            self.json = orjson.dumps(data)
+            # copied: what orjson gives keeps the whole buffer it was written in, several times its length
+            self.json = bytes(memoryview(orjson.dumps(data)))
         self._value = None
 
     def schema(self) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import tracemalloc
 
 import orjson
 import pytest
@@ -326,3 +327,15 @@ async def test_an_id_of_another_log_is_refused(streams, log, tail, monkeypatch):
     ):
         with pytest.raises(_stream.Problem, match=code):
             await streams.open(Selection(), vector, beginning=False, verdict=allowed)
+
+
+def test_a_decoded_record_holds_no_more_memory_than_its_size_says(log):
+    records = log.produce(200, text="x" * 1_500)
+    tracemalloc.start()
+    try:
+        for record in records:
+            record.decode(Codec())
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < sum(record.size for record in records)
