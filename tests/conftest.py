@@ -1,7 +1,8 @@
 """Fixtures shared by all tests.
 
 `servers` are real embedded Kafka, PostgreSQL and registry, one set for the whole run, also with several pytest-xdist
-workers. `settings` give each test a database, a topic prefix and folders of its own on them.
+workers. `settings` give each test a database, a topic prefix and folders of its own on them; a module whose tests only read
+what was made once overrides it with one of its own scope, made by `own_settings`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,30 +96,42 @@ def servers(request: pytest.FixtureRequest) -> Settings:
     return running
 
 
+@pytest.fixture(scope="session")
+def own_settings(servers: Settings) -> Callable[[Path], AbstractContextManager[Settings]]:
+    """Makes settings with a fresh migrated database, a fresh topic prefix whose topics exist, and that folder."""
+
+    @contextmanager
+    def made(folder: Path) -> Iterator[Settings]:
+        name = f"t{uuid.uuid4().hex[:12]}"
+        with postgres.connect(servers.postgres, role="tests") as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        fresh = caudal_settings.load(
+            home=folder / "home",
+            config_file=folder / "caudal.toml",
+            kafka={
+                "bootstrap_servers": servers.kafka.bootstrap_servers,
+                "topic_prefix": f"{name}.",
+                "partitions": PARTITIONS,
+            },
+            postgres={"dsn": _database(servers, name).dsn},
+            registry={"url": servers.registry.url},
+            edge={"port": 0},
+            serving={"port": 0},
+        )
+        kafka.ensure_topics(fresh.kafka, TOPICS)
+        yield fresh
+        _delete_topics(fresh)
+        with postgres.connect(servers.postgres, role="tests") as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    return made
+
+
 @pytest.fixture
-def settings(servers: Settings, tmp_path: Path) -> Iterator[Settings]:
-    """Settings with a fresh migrated database, a fresh topic prefix whose topics exist, and folders of their own."""
-    name = f"t{uuid.uuid4().hex[:12]}"
-    with postgres.connect(servers.postgres, role="tests") as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    fresh = caudal_settings.load(
-        home=tmp_path / "home",
-        config_file=tmp_path / "caudal.toml",
-        kafka={
-            "bootstrap_servers": servers.kafka.bootstrap_servers,
-            "topic_prefix": f"{name}.",
-            "partitions": PARTITIONS,
-        },
-        postgres={"dsn": _database(servers, name).dsn},
-        registry={"url": servers.registry.url},
-        edge={"port": 0},
-        serving={"port": 0},
-    )
-    kafka.ensure_topics(fresh.kafka, TOPICS)
-    yield fresh
-    _delete_topics(fresh)
-    with postgres.connect(servers.postgres, role="tests") as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+def settings(own_settings: Callable[[Path], AbstractContextManager[Settings]], tmp_path: Path) -> Iterator[Settings]:
+    """What `own_settings` makes, for this test alone."""
+    with own_settings(tmp_path) as fresh:
+        yield fresh
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from caudal.projections import Runner, criteria
 from caudal.projections.reports import REPORTS, Asked, Result
 from caudal.projections.reports.feedback import nps, nps_interval
 from caudal.schemas import FeedbackStated, OrderStated, TicketStated
-from caudal.schemas.codec import Codec
+from caudal.schemas.codec import Codec, Registry
 from caudal.serving._reports import Reports, UnknownReport
 from caudal.serving.models import ReportAnswer, ReportsAnswer
 from logs import PARTITIONS, apply, records
@@ -45,24 +45,33 @@ PAGE = Path(__file__).parents[2] / "docs/reports.md"
 Make = Callable[..., Result]
 
 
-@pytest.fixture
-def filled(settings: Settings, codec: Codec) -> Settings:
-    with closing(Runner(settings, codec)) as runner:
+@pytest.fixture(scope="module")
+def settings(own_settings, tmp_path_factory) -> Iterator[Settings]:
+    """One company for all tests: they only read its events."""
+    with own_settings(tmp_path_factory.mktemp("reports")) as fresh:
+        yield fresh
+
+
+@pytest.fixture(scope="module")
+def filled(settings: Settings) -> Settings:
+    with closing(Registry(settings)) as registry, closing(Runner(settings, codec := Codec(registry))) as runner:
         runner.positions(range(PARTITIONS))
         apply(runner, records(codec, EVENTS))
     return settings
 
 
-@pytest.fixture
-def make(filled: Settings) -> Make:
-    def made(name: str, **asked: Any) -> Result:
-        async def run() -> Result:
-            async with postgres.pool(filled.postgres, role="tests") as pool:
-                return (await Reports(pool).make(REPORTS[name], Asked(**{"now": NOW, "zone": ZONE, **asked}))).result
+@pytest.fixture(scope="module")
+def make(filled: Settings) -> Iterator[Make]:
+    with asyncio.Runner() as loop:
+        pool = postgres.pool(filled.postgres, role="tests")
+        loop.run(pool.open())
 
-        return asyncio.run(run())
+        def made(name: str, **asked: Any) -> Result:
+            asking = Asked(**{"now": NOW, "zone": ZONE, **asked})
+            return loop.run(Reports(pool).make(REPORTS[name], asking)).result
 
-    return made
+        yield made
+        loop.run(pool.close())
 
 
 def day(at: datetime) -> date:
@@ -240,19 +249,28 @@ def test_feedback_and_support_are_those_of_the_events(make):
         assert row["first_reply_hours"] == (pytest.approx(median(hours)) if hours else None)
 
 
-def test_sizes_of_segments_are_read_back_from_their_history(make, conn):
-    members = [row[0] for row in conn.execute("SELECT customer_id FROM live.profiles ORDER BY 1 LIMIT 4").fetchall()]
+@pytest.fixture
+def vip(conn) -> Iterator[int]:
+    """A segment whose moves are up to the test."""
     [id_] = conn.execute(
         "INSERT INTO hub.segments (name, state, revision, created_at) VALUES ('vip', 'live', 1, %s) RETURNING id", [NOW - timedelta(days=6)]
     ).fetchone()  # fmt: skip
+    yield id_
+    for table in ("segment_history", "segment_memberships"):
+        conn.execute(f"DELETE FROM hub.{table} WHERE segment_id = %s", [id_])
+    conn.execute("DELETE FROM hub.segments WHERE id = %s", [id_])
+
+
+def test_sizes_of_segments_are_read_back_from_their_history(make, conn, vip):
+    members = [row[0] for row in conn.execute("SELECT customer_id FROM live.profiles ORDER BY 1 LIMIT 4").fetchall()]
     moves = [(0, True, 5), (1, True, 4), (2, True, 3), (0, False, 2), (3, True, 1), (0, True, 1), (3, False, 0)]
     for customer, entered, days in moves:
         conn.execute(
             "INSERT INTO hub.segment_history (customer_id, segment_id, version, entered, at, cause) VALUES (%s, %s, 1, %s, %s, 'time')",
-            [members[customer], id_, entered, NOW - timedelta(days=days)],
+            [members[customer], vip, entered, NOW - timedelta(days=days)],
         )  # fmt: skip
     for customer in (0, 1, 2):
-        conn.execute("INSERT INTO hub.segment_memberships VALUES (%s, %s, now())", [members[customer], id_])
+        conn.execute("INSERT INTO hub.segment_memberships VALUES (%s, %s, now())", [members[customer], vip])
     found = make("segments", segment="vip")
     assert [row["customers"] for row in found.rows] == [0, 1, 2, 3, 2, 4, 3]
     assert found.rows[-1]["partial"]
@@ -364,22 +382,23 @@ def test_the_command_prints_and_writes_reports(filled, tmp_path, monkeypatch):
             assert any(re.fullmatch(pattern, each) for each in printed), (arguments, line, printed)
 
 
-def test_what_is_scheduled_is_written_once_by_one_of_many(filled):
-    folder = filled.config_file.parent / "monthly"
+def test_what_is_scheduled_is_written_once_by_one_of_many(filled, tmp_path):
+    settings = filled.model_copy(update={"config_file": tmp_path / "caudal.toml"})
+    folder = settings.config_file.parent / "monthly"
     entries = [
         ("sales", "csv", 'by = "day"'),
         ("nothing", "csv", ""),
         ("products", "json", "where = 'city = \"Recife\"'"),
     ]
-    filled.config_file.write_text("".join(
+    settings.config_file.write_text("".join(
         f'[[reports]]\nreport = "{name}"\nevery = "month"\nformat = "{format_}"\nfolder = "monthly"\n{more}\n'
         for name, format_, more in entries
     ))  # fmt: skip
-    with postgres.connect(filled.postgres, role="tests") as other:
+    with postgres.connect(settings.postgres, role="tests") as other:
         other.execute("SELECT pg_advisory_lock(%s)", [_scheduled._LOCK])
-        assert _scheduled.run_due(filled, NOW) == []
+        assert _scheduled.run_due(settings, NOW) == []
     with pytest.raises(UnknownReport):
-        _scheduled.run_due(filled, NOW)
+        _scheduled.run_due(settings, NOW)
     assert sorted(path.name for path in folder.iterdir()) == ["products-2026-05.json", "sales-2026-05.csv"], (
         "one fault stops no other"
     )
@@ -389,14 +408,14 @@ def test_what_is_scheduled_is_written_once_by_one_of_many(filled):
     told = json.loads((folder / "products-2026-05.json").read_text())["parameters"]
     assert (told["from"], told["to"], told["criteria"]) == ("2026-05-01", "2026-05-31", 'city = "Recife"')
 
-    filled.config_file.write_text('[[reports]]\nreport = "repeat"\nevery = "day"\nfolder = "daily"\n')
-    timers = [_scheduled.Reporting(filled) for _ in range(2)]
+    settings.config_file.write_text('[[reports]]\nreport = "repeat"\nevery = "day"\nfolder = "daily"\n')
+    timers = [_scheduled.Reporting(settings) for _ in range(2)]
     for timer in timers:
         timer.every_s = 0.05
         timer.start()
     try:
-        until(lambda: any((filled.config_file.parent / "daily").glob("repeat-*.html")), "file")
+        until(lambda: any((settings.config_file.parent / "daily").glob("repeat-*.html")), "file")
     finally:
         for timer in timers:
             timer.stop()
-    assert all(page.read_text().endswith("</html>\n") for page in (filled.config_file.parent / "daily").iterdir())
+    assert all(page.read_text().endswith("</html>\n") for page in (settings.config_file.parent / "daily").iterdir())

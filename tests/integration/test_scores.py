@@ -37,7 +37,14 @@ def _orders(rnd: random.Random, n: int) -> Iterator[tuple[datetime, int]]:
         at += timedelta(days=rnd.expovariate(max(rate, 1e-6)) + 1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def settings(own_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """One shop for all tests; the last two change its scores."""
+    with own_settings(tmp_path_factory.mktemp("scores")) as fresh:
+        yield fresh
+
+
+@pytest.fixture(scope="module")
 def shop(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
     rnd = random.Random(4)
     with connect(settings) as conn:
@@ -63,7 +70,7 @@ def shop(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
         yield conn
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def scored(shop: psycopg.Connection[Any]) -> tuple[Any, dict[Any, dict[str, Any]]]:
     found = scores.refresh(shop, NOW)
     with shop.cursor(row_factory=dict_row) as cursor:
