@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast test-faults test-load test-fuzz lint bench lock
+.PHONY: help setup demo test test-fast test-faults test-load test-fuzz browser lint bench lock
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup  ## three systems, one customer, live; ARGS="--once --json" for a summary
 	@$(BIN)/caudal demo $(ARGS)
 
-test: lint  ## lint, then every test
+test: lint browser  ## lint, then every test
 	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 test-fast: setup  ## the tests that need no server
@@ -51,6 +51,17 @@ test-load: setup  ## half of the capacity for 30 minutes, a burst, a slow Postgr
 
 test-fuzz: setup  ## the tests of bad input, with fifty times as many examples, ever new ones
 	@$(BIN)/python -m pytest tests/fuzz --hypothesis-profile long $(ARGS)
+
+# tests of what people open in a browser need one; without it they are skipped, and say so (CI=true: fail)
+browser:  ## Chromium for the tests; installed when it is missing and this is root on Debian or Ubuntu
+	@if ! command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing Chromium" >&2; \
+	    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >&2; \
+	  else \
+	    echo "no Chromium was found: install it for the tests in a browser (on Debian and Ubuntu: apt install chromium)." >&2; \
+	  fi; \
+	fi
 
 # the import contracts are read off the built wheel: the linter can't follow the editable install to the root folders
 lint: setup  ## ruff, mypy and the import contracts

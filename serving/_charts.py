@@ -16,6 +16,8 @@ WIDTH, HEIGHT = 760, 300
 MOST = 12
 """Most charts of a report; the table has the rest."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 86, 12, 26, 42
+_LETTER = 8
+"""More than a digit is wide."""
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 """Told apart by all readers (Okabe and Ito, Color Universal Design, 2008)."""
 ODD, GREY, PALE = "#d55e00", "#666666", "#dddddd"
@@ -113,18 +115,23 @@ def _over(result: Result, rows: list[dict[str, Any]], title: str) -> Drawing:
         return _TOP + (high - value) * scale
 
     shapes: list[Shape] = list(_axis(low, high, level, _column(result, chart.y[0]), rows[0]))
-    every = math.ceil(len(rows) / 12)
-    for number, row in enumerate(rows):
-        if number % every == 0:
-            label = cell(row[chart.x], _column(result, chart.x), row)
-            label = label.removesuffix("-01") if result.parameters.get("by") == "month" else label
-            shapes.append(Text(place(number), HEIGHT - _BOTTOM + 16, label, "middle", GREY))
+    labels = [cell(row[chart.x], _column(result, chart.x), row) for row in rows]
+    if result.parameters.get("by") == "month":
+        labels = [label.removesuffix("-01") for label in labels]
+    room = max(map(len, labels)) * _LETTER
+    every = math.ceil(len(rows) * (room + 12) / (WIDTH - _LEFT - _RIGHT))
+    for number, label in list(enumerate(labels))[::every]:
+        x = min(place(number), WIDTH - len(label) * _LETTER / 2)
+        shapes.append(Text(x, HEIGHT - _BOTTOM + 16, label, "middle", GREY))
     if not stacked:
         shapes += _ranges(chart, rows, place, level)
     for turn, name in enumerate(chart.y):
         column, colour = _column(result, name), COLOURS[turn % len(COLOURS)]
         if len(chart.y) > 1:
-            shapes.append(Text(_LEFT + 150 * turn, HEIGHT - 8, column.title, colour=colour))
+            shapes += [
+                Rect(_LEFT + 150 * turn, HEIGHT - 18, 10, 10, colour),
+                Text(_LEFT + 150 * turn + 16, HEIGHT - 8, column.title),
+            ]
         if stacked:
             for number, row in enumerate(rows):
                 base = sum(row[before] or 0 for before in chart.y[:turn])
@@ -244,5 +251,6 @@ def _grid(result: Result, rows: list[dict[str, Any]], title: str) -> Drawing:
         about = f"{side.title} {cell(row[side.name], side, row)}, {along.title} {_about(result, row, column)}"
         shapes.append(Rect(x, y, width - 2, 22, COLOURS[0], about, 0.06 + 0.94 * strength))
         if width >= 36:
-            shapes.append(Text(x + width / 2, y + 15, words, "middle", "#ffffff" if strength > 0.5 else "#222222"))
+            # on the strongest only is white easier to read than black (WCAG's contrast, 4.5 at least)
+            shapes.append(Text(x + width / 2, y + 15, words, "middle", "#ffffff" if strength > 0.92 else "#000000"))
     return Drawing(f"{title}: {along.title} across", tuple(shapes), height=30 + 24 * len(sides))

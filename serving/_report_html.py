@@ -15,7 +15,7 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 60em; marg
 table { border-collapse: collapse; font-size: 14px; } caption { text-align: left; font-weight: bold; padding: .5em 0; }
 th, td { text-align: right; padding: .2em .8em; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th.text, td.text, th.date, td.date { text-align: left; } tr.odd td { background: #fbe6d9; } tr.partial td { color: #666; }
-svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; } .scroll { overflow-x: auto; }
+svg { width: 100%; min-width: 600px; height: auto; } svg text { font: 12px system-ui, sans-serif; } .scroll { overflow-x: auto; }
 figure { margin: 1.5em 0; } figcaption { font-weight: bold; } @media print { .scroll { overflow: visible; } }
 """
 
@@ -23,7 +23,10 @@ figure { margin: 1.5em 0; } figcaption { font-weight: bold; } @media print { .sc
 def page(result: Result) -> str:
     """The page; every value is escaped."""
     report = result.report
-    charts = "".join(f"<figure><figcaption>{escape(d.title)}</figcaption>{svg(d)}</figure>" for d in drawings(result))
+    charts = "".join(
+        f'<figure><figcaption>{escape(d.title)}</figcaption><div class="scroll">{svg(d)}</div></figure>'
+        for d in drawings(result)
+    )
     said = "".join(f"<li>{escape(line)}</li>" for line in summary(result))
     head = "".join(f'<th scope="col" class="{c.type}">{escape(c.title)}</th>' for c in report.columns)
     rows = "".join(_row(result, row) for row in result.rows)
