@@ -73,7 +73,7 @@ class Nightly(Periodic):
         return result if result is not None and result["day"] == day else None
 
     def _verify(self, conn: psycopg.Connection[Any]) -> dict[str, Any]:
-        from caudal.projections import Prover, sample, verify_customers
+        from caudal.projections import Prover, sample, verify_customers, verify_rollups
 
         priorities = {name: source.priority for name, source in sources.load(self._settings).items()}
         prover = Prover(self._settings, self._codec, priorities=priorities)
@@ -81,6 +81,7 @@ class Nightly(Periodic):
         try:
             customers = sample(conn, self._settings.worker.verify_sample)
             findings = verify_customers(prover, customers, each=lambda _: self.rest(REST_S))
+            verify_rollups(conn, findings)
         finally:
             prover.close()
         told = logger().warning if findings.rows else logger().info

@@ -31,6 +31,7 @@ class Lock(IntEnum):
     SCORES = 0x6361_7568
     REPORTS = 0x6361_7569
     MEMBERSHIPS = 0x6361_756A
+    ROLLUPS = 0x6361_756B  # what is new in the rollups is folded
     PLACES = 0x6361_7564_706C  # the index of where events lie is put in order
 
 

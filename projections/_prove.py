@@ -19,7 +19,7 @@ from caudal.projections import _places, _sql
 from caudal.projections._batch import ALL, STRIPES, Batch, Message, stripe
 from caudal.projections._pick import Picker
 from caudal.projections._runner import STRIPE_LOCKS, Runner, statements
-from caudal.projections._schema import FACTS, LIVE, SWAP_LOCK, VIEWS
+from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS
 from caudal.schemas.codec import Codec
 
 from caudal import generations, postgres
@@ -39,14 +39,14 @@ class Difference:
     """A row that isn't what the log says.
 
     Attributes:
-        customer_id: whose rebuild showed it.
+        customer_id: whose rebuild showed it; None for a row of a rollup.
         table: where.
         key: the row's key.
         fields: field → (in the live table, from the log); of a row that only one side has every field that isn't null.
         what: `missing` (only the log has it), `extra` (only the table has it) or `changed`.
     """
 
-    customer_id: str
+    customer_id: str | None
     table: str
     key: Mapping[str, Any]
     fields: Mapping[str, tuple[Any, Any]]
@@ -254,6 +254,9 @@ class Prover(Runner):
     def _store_places(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         """They are known."""
 
+    def _fold(self, cur: psycopg.Cursor[Any], events: int) -> None:
+        """There are no rollups of these tables."""
+
     def _advance(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         """These tables stand nowhere in the log."""
 
@@ -316,11 +319,14 @@ def _compare(table: str, key: tuple[str, ...]) -> str:
 _COMPARE = " UNION ALL ".join(_compare(table, key) for table, key in compared().items())
 
 
-def difference(customer_id: str, table: str, live: dict[str, Any] | None, log: dict[str, Any] | None) -> Difference:
+def difference(
+    customer_id: str | None, table: str, live: dict[str, Any] | None, log: dict[str, Any] | None
+) -> Difference:
     """What differs between a row of a live table and the same row from the log; None where there is none."""
     one, other = live or {}, log or {}
     names = list(dict.fromkeys([*one, *other]))
     fields = {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
     what = "changed" if live and log else "missing" if log else "extra"
-    key = {column: (live or other)[column] for column in compared()[table]}
+    keys = compared() | {rollup.table: ("at", *rollup.keys) for rollup in ROLLUPS}
+    key = {column: (live or other)[column] for column in keys[table]}
     return Difference(customer_id, table, key, fields, what)

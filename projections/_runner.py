@@ -19,11 +19,11 @@ from zlib import crc32
 
 import orjson
 import psycopg
-from caudal.projections import _places, _sql
+from caudal.projections import _places, _rollup, _sql
 from caudal.projections._batch import ALL, LINKED, Batch, Message, bit, prepare
 from caudal.projections._fact import Fact
 from caudal.projections._publish import Change, Publisher, output_partition
-from caudal.projections._schema import FACTS, LIVE, SWAP_LOCK, VIEWS, ensure_live
+from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS, ensure_live
 from caudal.projections.profiles import profiles
 from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import dead_letter
@@ -44,6 +44,8 @@ LOOK_EVERY_S = 0.25
 SETTLE_S = 3.0
 CLEAR_AFTER = 5_000
 """Events after which the staging tables are truncated; before, their rows are deleted, which leaves them a little larger each time."""
+FOLD_EVENTS, FOLD_BATCHES = 100_000, 2_000
+"""So many events or batches make the new rows of the rollups many enough to be folded."""
 STRIPE_LOCKS = 0x6361_7564
 """First key of the advisory locks, to keep clear of other users of the database; each schema but the live one has its own."""
 _RESHAPED = (UndefinedTable, UndefinedColumn, FeatureNotSupported)
@@ -142,6 +144,7 @@ class Runner:
         self._forgettable: list[int] = []
         """Outbox ids whose messages are acknowledged; they go with the next commit."""
         self._untidy = 1.0  # what an earlier worker left is put in order at once
+        self._unfolded = 1.0
         self._conn: psycopg.Connection[Any] | None = None
         self._statements = statements(schema, self._priority, feed=feed)
         self._log = logger()
@@ -305,6 +308,7 @@ class Runner:
             changes = self._refresh(conn, shrinking=moved or batch.gone or lost, last=partial(self._finish, cur, batch))
             self._check_advance(cur, batch)
             self._tidy_places(cur)
+            self._fold(cur, len(batch.messages))
         self._forgettable.clear()
         if not self._feed:
             self.touched |= touched
@@ -423,6 +427,13 @@ class Runner:
         if self._untidy >= 1:
             _places.tidy(cur, self._schema)
             self._untidy = 0.0
+
+    def _fold(self, cur: psycopg.Cursor[Any], events: int) -> None:
+        """Now and then fold what is new in the rollups."""
+        if self._unfolded >= 1:
+            _rollup.fold(cur, self._schema, ROLLUPS)
+            self._unfolded = 0.0
+        self._unfolded += events / FOLD_EVENTS + 1 / FOLD_BATCHES
 
     def _advance(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         """Move the offsets on, if they are where the batch starts; `_check_advance` says whether they were."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-from caudal.projections import _sql
+from caudal.projections import _rollup, _sql
 from caudal.projections._sql import priority_sql
 from caudal.projections.facts import FACTS
 from caudal.projections.metrics import metrics
 from caudal.projections.profiles import profiles
+from caudal.projections.rollups import ROLLUPS
 from caudal.projections.segments import segment_members
 from psycopg import sql
 
 from caudal.errors import Fatal
 from caudal.postgres import Lock
 
-__all__ = ["FACTS", "LIVE", "MAKING_LOCK", "SWAP_LOCK", "VIEWS", "describe", "ensure_live", "priority_sql"]
+__all__ = ["FACTS", "LIVE", "MAKING_LOCK", "ROLLUPS", "SWAP_LOCK", "VIEWS", "describe", "ensure_live", "priority_sql"]
 
 LIVE = "live"
 VIEWS = (profiles, metrics, segment_members)
@@ -69,6 +70,11 @@ def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> int:
             for statements in _sql.tables(schema, FACTS, VIEWS).values():
                 for statement in statements:
                     conn.execute(statement)
+            for rollup in ROLLUPS:
+                for statement in _rollup.tables(schema, rollup):
+                    conn.execute(statement)
+            for statement in _rollup.finish(schema, ROLLUPS):
+                conn.execute(statement)
             describe(conn, schema)
         oid = conn.execute("SELECT %s::regclass::oid::bigint", (f"{schema}.offsets",)).fetchone()
     assert oid is not None

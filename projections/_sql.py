@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from caudal.projections import _places
+from caudal.projections import _places, _rollup
 from caudal.projections._fact import HEADER, Fact
 from caudal.projections._view import View
+from caudal.projections.rollups import ROLLUPS
 
 __all__ = [
     "ANY_ERASED",
@@ -137,10 +138,13 @@ def view_types(view: View) -> dict[str, str]:
 
 
 def definitions(facts: tuple[Fact, ...], views: tuple[View, ...]) -> dict[str, str]:
-    """A digest of what each table is: its declaration, and a view's SELECT."""
+    """A digest of what each table is: its declaration, a view's SELECT, and what keeps a rollup."""
     text = {name: "\n".join(statements) for name, statements in tables("s", facts, views).items()}
     for view in views:
         text[view.name] += view.select
+    for rollup in ROLLUPS:
+        made = (*_rollup.tables("s", rollup), *_rollup.fill("s", rollup), *_rollup.finish("s", (rollup,)))
+        text[rollup.table] = "\n".join(made)
     return {name: hashlib.sha256(stated.encode()).hexdigest()[:16] for name, stated in text.items()}
 
 
@@ -341,15 +345,20 @@ def composites(schema: str, fact: Fact) -> tuple[str, ...]:
             ORDER BY {", ".join(f"f.{k}" for k in fact.key)}, f.stated, {newest}
             ON CONFLICT ({key}, stated) DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in rest)}
             WHERE ({current}) < ({version})""",
-        fold if "subject" in fact.key else _noting_moved(fold),
+        fold if "subject" in fact.key else _noting_moved(fold, fact),
     )
 
 
-def _noting_moved(write: str) -> str:
-    """Run `write` and note the subjects that lost a thing by it."""
+def _noting_moved(write: str, folded: Fact | None = None) -> str:
+    """Run `write` and note the subjects that lost a thing by it; and those whose thing was `folded` with a statement of another subject."""
+    noted = "SELECT was, %(bit)s FROM written WHERE was <> now"
+    if folded:
+        noted += f"""
+            UNION ALL
+            SELECT now, %(bit)s FROM written WHERE (now IN (SELECT subject FROM stage_{folded.name})) IS FALSE"""
     return f"""
         WITH written AS ({write} RETURNING old.subject AS was, new.subject AS now)
-        INSERT INTO stage_moved (subject, facts) SELECT was, %(bit)s FROM written WHERE was <> now"""
+        INSERT INTO stage_moved (subject, facts) {noted}"""
 
 
 def folded(fact: Fact, parts: str) -> str:

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from caudal.projections._prove import Difference, Prover, Rebuilt
+import psycopg
+from caudal.projections import _rollup
+from caudal.projections._prove import Difference, Prover, Rebuilt, difference
+from caudal.projections._rollup import Rollup
+from caudal.projections._schema import LIVE, ROLLUPS
 
-__all__ = ["Findings", "plain", "verify_customers"]
+__all__ = ["Findings", "plain", "verify_customers", "verify_rollups"]
 
 TOLD = 200
 """So many rows that differ are told in full; all are counted."""
@@ -41,13 +45,22 @@ class Findings:
         self.events += found.events
         self.differing += bool(found.differences)
         self.rows += len(found.differences)
-        self.tables.update(difference.table for difference in found.differences)
+        self.tables.update(each.table for each in found.differences)
         self.differences += found.differences[: TOLD - len(self.differences)]
+
+    def add_rollup(self, conn: psycopg.Connection[Any], rollup: Rollup, log: str) -> None:
+        """Compare a live rollup with `log`, a SELECT of what it must be."""
+        differing = conn.execute(_rollup.differing(rollup, _rollup.stored(LIVE, rollup), log)).fetchall()
+        self.rows += len(differing)
+        if differing:
+            self.tables[rollup.table] += len(differing)
+        told = differing[: TOLD - len(self.differences)]
+        self.differences += [difference(None, rollup.table, *row) for row in told]
 
     @property
     def named(self) -> list[str]:
         """The customers whose rows are told."""
-        return sorted({difference.customer_id for difference in self.differences})
+        return sorted({each.customer_id for each in self.differences if each.customer_id is not None})
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -71,6 +84,12 @@ def plain(difference: Difference) -> dict[str, Any]:
         "what": difference.what,
         "fields": {name: {"live": live, "log": log} for name, (live, log) in difference.fields.items()},
     }
+
+
+def verify_rollups(conn: psycopg.Connection[Any], findings: Findings) -> None:
+    """Add to the findings where a live rollup isn't what the live facts say; nothing is changed."""
+    for rollup in ROLLUPS:
+        findings.add_rollup(conn, rollup, _rollup.computed(LIVE, rollup))
 
 
 def verify_customers(

@@ -37,9 +37,10 @@ def verify(
     """Prove that the live tables are what the log says. Exit status 1 when they aren't.
 
     Without options everything is rebuilt beside the live tables and compared at the same offsets; with --sample or --customer,
-    customers are rebuilt one by one. Nothing is changed; `caudal replay --customer ID` puts a customer right.
+    customers are rebuilt one by one; --sample also compares the rollups with the facts. Nothing is changed; `caudal replay --customer
+    ID` puts a customer right.
     """
-    from caudal.projections import plain, verify_customers
+    from caudal.projections import plain, verify_customers, verify_rollups
     from caudal.projections import sample as sampled
 
     if sample is not None and customer is not None:
@@ -57,6 +58,9 @@ def verify(
                 with postgres.connect(settings.postgres, role="cli") as conn, postgres.translated():
                     customers = sampled(conn, sample or 0)
             findings = verify_customers(prover, customers)
+            if sample is not None:
+                with postgres.connect(settings.postgres, role="cli") as conn, postgres.translated():
+                    verify_rollups(conn, findings)
     if as_json:
         emit({**findings.plain(), **({"offsets": told["offsets"], "digests": told["tables"]} if told else {})})
     else:
@@ -154,7 +158,15 @@ def _prover() -> Iterator[tuple[Prover, Settings]]:
 
 def _show(differences: Iterable[dict[str, Any]]) -> None:
     rows = [
-        (d["customer_id"], d["table"], compact(d["key"]), d["what"], field, compact(both["live"]), compact(both["log"]))
+        (
+            d["customer_id"] or "",
+            d["table"],
+            compact(d["key"]),
+            d["what"],
+            field,
+            compact(both["live"]),
+            compact(both["log"]),
+        )
         for d in differences
         for field, both in d["fields"].items()
         if d["what"] == "changed" or field not in d["key"]

@@ -17,8 +17,8 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-from caudal.projections import _sql
-from caudal.projections._schema import FACTS, FIRST, MAKING_LOCK, VIEWS, describe
+from caudal.projections import _rollup, _sql
+from caudal.projections._schema import FACTS, FIRST, MAKING_LOCK, ROLLUPS, VIEWS, describe
 from caudal.projections.replay import _build_sql, _log
 from caudal.projections.replay._load import Part, load
 from caudal.schemas.codec import Codec
@@ -157,7 +157,8 @@ class Build:
             conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self._schema)))
             conn.execute(f"CREATE TABLE {self._schema}.build_steps (step text PRIMARY KEY)")
             books = [statement for made in _sql.books(self._schema).values() for statement in made]
-            for statement in (*books, *_build_sql.load_tables(self._schema, FACTS)):
+            rollups = [statement for rollup in ROLLUPS for statement in _rollup.tables(self._schema, rollup)]
+            for statement in (*books, *rollups, *_build_sql.load_tables(self._schema, FACTS)):
                 conn.execute(statement)
             for table, values in (("load_offsets", (starts, ends)), ("offsets", (ends,))):
                 conn.execute(
@@ -174,6 +175,8 @@ class Build:
     def _finish(self, conn: psycopg.Connection[Any]) -> None:
         with conn.transaction():
             conn.execute(f"DROP TABLE {self._schema}.build_steps")
+            for statement in _rollup.finish(self._schema, ROLLUPS):
+                conn.execute(statement)
             describe(conn, self._schema)
 
     # ---- stages
@@ -239,6 +242,11 @@ class Build:
                 frozenset({"links", *re.findall(r"\{schema\}\.(\w+)", view.select)}),
             )
             for view in VIEWS
+        } | {
+            rollup.table: Step(
+                _rollup.fill(self._schema, rollup), "views", frozenset(part.fact for part in rollup.parts)
+            )
+            for rollup in ROLLUPS
         }
 
     # ---- statements

@@ -9,8 +9,9 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg
+from caudal.projections import _rollup
 from caudal.projections._prove import compared, difference
-from caudal.projections._schema import LIVE, ensure_live
+from caudal.projections._schema import LIVE, ROLLUPS, ensure_live
 from caudal.projections._verify import TOLD, Findings
 from caudal.projections.replay._beside import existing, offsets, still
 from caudal.projections.replay._build import Progress
@@ -159,10 +160,13 @@ class Proof(Replay):
         noting = self._noting(job)
         for number, (table, key) in enumerate(compared().items()):
             noting(Progress("compare", number, len(compared())))
-            live, log = (_digest(snapshot, each, table) for each in (LIVE, schema))
+            live, log = (_digest(snapshot, f"{each}.{table}") for each in (LIVE, schema))
             told[table] = {"equal": live == log, "live": live, "log": log}
             if live != log:
                 snapshot.execute(_differing(schema, table, key), {"told": TOLD})
+        for rollup in ROLLUPS:
+            live, log = (_digest(snapshot, f"({_rollup.stored(each, rollup)})") for each in (LIVE, schema))
+            told[rollup.table] = {"equal": live == log, "live": live, "log": log}
         noting(Progress("compare", len(compared()), len(compared())))
         row = snapshot.execute(
             f"SELECT (SELECT count(DISTINCT customer_id) FROM {LIVE}.links), (SELECT count(DISTINCT customer_id) FROM differing)"
@@ -177,6 +181,9 @@ class Proof(Replay):
             (TOLD,),
         )
         findings.differences = [difference(*each) for each in shown.fetchall()]
+        for rollup in ROLLUPS:
+            if not told[rollup.table]["equal"]:
+                findings.add_rollup(snapshot, rollup, _rollup.stored(schema, rollup))
         return findings, told
 
     def _drop(self, schema: str) -> None:
@@ -186,11 +193,9 @@ class Proof(Replay):
 _DIFFERING = "CREATE TEMP TABLE differing (name text, customer_id text, live jsonb, log jsonb)"
 
 
-def _digest(conn: psycopg.Connection[Any], schema: str, table: str) -> dict[str, Any]:
-    """Rows of a table, and a digest of what they hold, whatever their order."""
-    row = conn.execute(
-        f"SELECT count(*), coalesce(bit_xor(hash_record_extended(t, 0)), 0) FROM {schema}.{table} t"
-    ).fetchone()
+def _digest(conn: psycopg.Connection[Any], rows: str) -> dict[str, Any]:
+    """Rows of a table or SELECT, and a digest of what they hold, whatever their order."""
+    row = conn.execute(f"SELECT count(*), coalesce(bit_xor(hash_record_extended(t, 0)), 0) FROM {rows} t").fetchone()
     assert row is not None
     return {"rows": row[0], "digest": f"{row[1] & 0xFFFF_FFFF_FFFF_FFFF:016x}"}
 

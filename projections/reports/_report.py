@@ -1,7 +1,8 @@
 """What a report is: one parameterised SELECT over facts and views, and what its columns mean.
 
 A SELECT may use the CTEs of `SHARED` that the report names in `reads`, and the parameters of `Asked.parameters`. Days begin at midnight in
-the time zone that was asked for. What lies after `now` is not counted: it has not happened yet.
+the time zone that was asked for. What lies after `now` is not counted: it has not happened yet. Some CTEs stand in `ROLLED` too: there they
+say the same, from a rollup instead of facts.
 """
 
 from __future__ import annotations
@@ -10,10 +11,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from caudal.projections import rollups
+from caudal.projections._rollup import Rollup, both
 from caudal.projections.criteria.fields import FACT_KINDS
 from caudal.projections.metrics import PAID
 
-__all__ = ["CURRENCY", "PERIOD", "PERIODS", "SHARED", "Chart", "Column", "Period", "Report", "ratio", "truncated"]
+__all__ = [
+    "CURRENCY",
+    "PERIOD",
+    "PERIODS",
+    "ROLLED",
+    "SHARED",
+    "Chart",
+    "Column",
+    "Period",
+    "Report",
+    "ratio",
+    "truncated",
+]
 
 Period = Literal["day", "week", "month"]
 PERIODS: tuple[Period, ...] = ("day", "week", "month")
@@ -115,12 +130,32 @@ def _events(table: str, at: str, columns: str, holds: str, *, since: bool = True
         WHERE {holds} {begin} AND {at} < %(end)s AND {at} <= %(now)s"""
 
 
+def _counted(rollup: Rollup) -> str:
+    """What a rollup's facts say, a row for each: its keys and sums, with the `day`."""
+    parts = []
+    for part in rollup.parts:
+        keys = ", ".join(f"{part.keys[name]} AS {name}" for name in rollup.keys)
+        sums = ", ".join(f"{part.sums.get(name, '0')} AS {name}" for name in rollup.sums)
+        parts.append(f"""
+        SELECT {_day(part.at)} AS day, {keys}, {sums}
+        FROM live.links l {{who}} JOIN live.{part.fact} f USING (subject)
+        WHERE {part.holds} AND {part.at} >= %(begin)s AND {part.at} < %(end)s AND {part.at} <= %(now)s""")
+    return " UNION ALL ".join(parts)
+
+
+def _rolled(rollup: Rollup) -> str:
+    """The same as `_counted` of everyone, from the rollup."""
+    return f"""
+        SELECT {_day("r.at")} AS day, {", ".join((*rollup.keys, *rollup.sums))}
+        FROM ({both("live", rollup)}) r WHERE r.at >= %(begin)s AND r.at < %(end)s AND r.at <= %(now)s"""
+
+
 _ORDER = f"x.order_id, x.currency, x.total_minor, coalesce(x.discount_minor, 0) AS discount_minor, x.shipping_city, ({_PAID}) AS paid"
 _LINES = (
     "unnest(x.line_products, x.line_product_ids, x.line_skus, x.line_categories, x.line_quantities, x.line_unit_prices_minor,"
     " x.line_discounts_minor)"
 )
-_REFUND_AT, _OPENED_AT, _ANSWERED_AT = (_as(FACT_KINDS[kind].at) for kind in ("returned", "opened_ticket", "answered"))
+_OPENED_AT, _ANSWERED_AT = (_as(FACT_KINDS[kind].at) for kind in ("opened_ticket", "answered"))
 _MAIN = """
         SELECT coalesce(%(currency)s::text,
                         (SELECT currency FROM {of} WHERE currency IS NOT NULL GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1)) AS currency"""
@@ -140,7 +175,7 @@ SHARED: Mapping[str, str] = {
         _HOLDS,
         more=f"CROSS JOIN LATERAL {_LINES} AS i(product, product_id, sku, category, quantity, price, discount)",
     ),
-    "refunded": _events("refunds", _REFUND_AT, "x.currency, x.amount_minor", "true"),
+    "sold": _counted(rollups.sales),
     "main_of_placed": _MAIN.format(of="placed"),
     "main_of_lines": _MAIN.format(of="lines"),
     "answers": _events(
@@ -159,6 +194,8 @@ SHARED: Mapping[str, str] = {
     ),
 }
 """Name → the CTE; `{who}` narrows to the customers that criteria mean."""
+ROLLED: Mapping[str, str] = {"sold": _rolled(rollups.sales)}
+"""Name → the CTE that says of everyone what that of `SHARED` says."""
 
 
 def truncated(day: str) -> str:

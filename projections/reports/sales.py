@@ -53,21 +53,18 @@ SALES = (
             Column("refunds_minor", "money", "Refunds"),
             Column("net_minor", "money", "Net"),
         ),
-        reads=("periods", "placed", "refunded"),
+        reads=("periods", "sold"),
         select=f"""
             , moved AS (
-                SELECT {truncated("day")} AS period, currency, count(*) AS orders,
-                       sum(total_minor + discount_minor) FILTER (WHERE paid) AS gross,
-                       sum(discount_minor) FILTER (WHERE paid AND total_minor IS NOT NULL) AS discounts, NULL::bigint AS refunds
-                FROM placed GROUP BY 1, 2
-                UNION ALL
-                SELECT {truncated("day")}, currency, NULL, NULL, NULL, sum(amount_minor) FROM refunded GROUP BY 1, 2
+                SELECT {truncated("day")} AS period, currency, sum(orders) AS orders, sum(gross_minor) AS gross,
+                       sum(discounts_minor) AS discounts, sum(refunds_minor) AS refunds
+                FROM sold GROUP BY 1, 2
             ),
             currencies AS (SELECT DISTINCT currency FROM moved WHERE currency = coalesce(%(currency)s::text, currency))
-            SELECT p.period, c.currency, coalesce(sum(orders), 0), coalesce(sum(gross), 0), coalesce(sum(discounts), 0),
-                   coalesce(sum(refunds), 0), coalesce(sum(gross), 0) - coalesce(sum(discounts), 0) - coalesce(sum(refunds), 0)
+            SELECT p.period, c.currency, coalesce(orders, 0), coalesce(gross, 0), coalesce(discounts, 0), coalesce(refunds, 0),
+                   coalesce(gross, 0) - coalesce(discounts, 0) - coalesce(refunds, 0)
             FROM periods p CROSS JOIN currencies c LEFT JOIN moved m ON m.period = p.period AND m.currency = c.currency
-            GROUP BY 1, 2 ORDER BY 1, 2""",
+            ORDER BY 1, 2""",
         chart=Chart("bars", "period", ("net_minor",), split="currency"),
         by=PERIODS,
         takes=("currency",),

@@ -20,7 +20,7 @@ import pytest
 from caudal.projections import Runner
 from caudal.projections.replay import Record
 from caudal.schemas.codec import Codec
-from logs import PARTITIONS, apply, connect, contents, fill, rebuilt
+from logs import NOTHING, PARTITIONS, apply, connect, contents, fill, rebuilt
 from programs import environment
 from replays import holding, replaying, until
 from test_kill import projected, worker
@@ -32,7 +32,6 @@ from caudal.settings import PostgresSettings, Settings
 
 EVENTS = 2_000
 CUSTOMERS = 300
-NOTHING = {"profiles": ([], []), "metrics": ([], []), "segment_members": ([], [])}
 AMID_LOAD = "SELECT FROM build_1.load_offsets WHERE partition = 0 FOR UPDATE"
 AMID_FACTS = "INSERT INTO build_1.build_steps VALUES ('orders')"
 AMID_VIEWS = "INSERT INTO build_1.build_steps VALUES ('metrics')"

@@ -7,7 +7,7 @@ from typing import Any
 from zlib import crc32
 
 import psycopg
-from caudal.projections import FACTS, LIVE, VIEWS, Runner, select_sql
+from caudal.projections import FACTS, LIVE, ROLLUPS, VIEWS, Runner, rollup_of_facts, rollup_rows, select_sql
 from caudal.schemas import Event
 from caudal.schemas.codec import Codec
 
@@ -16,6 +16,10 @@ from caudal import kafka, postgres
 from caudal.settings import Settings
 
 TABLES = ("links", *(f.name for f in FACTS), *(f"{f.name}_parts" for f in FACTS if f.partial), *(v.name for v in VIEWS))
+NOTHING: dict[str, tuple[list[Any], list[Any]]] = {
+    name: ([], []) for name in (*(v.name for v in VIEWS), *(r.table for r in ROLLUPS))
+}
+"""What `rebuilt` says of tables that are right."""
 PARTITIONS = 4
 
 
@@ -42,24 +46,30 @@ def apply(runner: Runner, log: Sequence[Record], sizes: Sequence[int] = ()) -> N
 
 def clear(conn: psycopg.Connection[Any]) -> None:
     """Empty the live schema and forget the offsets."""
-    tables = ", ".join(f"{LIVE}.{name}" for name in (*TABLES, "stated_sets", "offsets", "places"))
+    rollups = [name for rollup in ROLLUPS for name in (rollup.table, f"{rollup.table}_new")]
+    tables = ", ".join(f"{LIVE}.{name}" for name in (*TABLES, *rollups, "stated_sets", "offsets", "places"))
     conn.execute(f"TRUNCATE {tables}, hub.outbox")
 
 
 def contents(conn: psycopg.Connection[Any], schema: str = LIVE) -> dict[str, list[str]]:
     """Every row of every table as text, sorted: two runs are equal when these are."""
+    tables = {name: f"{schema}.{name}" for name in TABLES}
+    tables |= {rollup.table: f"({rollup_rows(schema, rollup)})" for rollup in ROLLUPS}
     return {
-        name: [
-            row
-            for (row,) in conn.execute(f'SELECT t::text FROM {schema}.{name} t ORDER BY t::text COLLATE "C"').fetchall()
-        ]
-        for name in TABLES
+        name: [row for (row,) in conn.execute(f'SELECT t::text FROM {rows} t ORDER BY t::text COLLATE "C"').fetchall()]
+        for name, rows in tables.items()
     }
 
 
 def rebuilt(conn: psycopg.Connection[Any]) -> dict[str, tuple[list[Any], list[Any]]]:
-    """For each view the rows that only the table has, and those that only its SELECT over all facts has."""
+    """For each view and rollup the rows that only the table has, and those that only its SELECT over all facts has."""
     differences = {}
+    for rollup in ROLLUPS:
+        table, select = rollup_rows(LIVE, rollup), rollup_of_facts(LIVE, rollup)
+        differences[rollup.table] = (
+            conn.execute(f"({table}) EXCEPT ({select})").fetchall(),
+            conn.execute(f"({select}) EXCEPT ({table})").fetchall(),
+        )
     for view in VIEWS:
         columns = ", ".join(view.columns)
         select = f"SELECT {columns} FROM ({select_sql(view, LIVE, '0')}) fresh"

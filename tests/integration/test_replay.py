@@ -31,7 +31,7 @@ from caudal.projections.replay import _load as loading
 from caudal.projections.replay._log import Reader
 from caudal.schemas.codec import Codec
 from confluent_kafka import TopicPartition
-from logs import PARTITIONS, apply, contents, fill, rebuilt
+from logs import NOTHING, PARTITIONS, apply, contents, fill, rebuilt
 from programs import environment
 from replays import Source, on_topic, projecting, replaying, until
 
@@ -39,8 +39,6 @@ from benchmarks import _generate
 from caudal import kafka
 from caudal.errors import Fatal, LogTruncated, ReplayCancelled, ReplayRefused, ReplayRunning
 from caudal.settings import Settings
-
-NOTHING = {"profiles": ([], []), "metrics": ([], []), "segment_members": ([], [])}
 
 
 def projected(conn: psycopg.Connection[Any]) -> int:
