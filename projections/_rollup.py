@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import psycopg
@@ -20,6 +20,7 @@ import psycopg
 from caudal.postgres import Lock
 
 __all__ = [
+    "QUARTER",
     "ZONES_SINCE",
     "Part",
     "Rollup",
@@ -36,7 +37,7 @@ __all__ = [
 
 ZONES_SINCE = date(1980, 1, 1)
 """Since then the offset of every time zone of the IANA database is a multiple of a quarter of an hour (a test looks)."""
-_QUARTER = "interval '15 minutes'"
+QUARTER = timedelta(minutes=15)
 _ORIGIN = "timestamptz '2000-01-01 00:00+00'"
 # whatever is older than any report tells of is one heap; it also keeps the oldest times from leaving the range of the type
 _OLDEST = "timestamptz '1900-01-01 00:00+00'"
@@ -157,7 +158,7 @@ def _stored_at(at: str) -> str:
 
 
 def _quarter(at: str) -> str:
-    return f"date_bin({_QUARTER}, greatest({at}, {_OLDEST}), {_ORIGIN})"
+    return f"date_bin(interval '15 minutes', greatest({at}, {_OLDEST}), {_ORIGIN})"
 
 
 def _summed(rollup: Rollup, rows: str, at: str = "at") -> str:

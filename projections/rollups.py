@@ -6,9 +6,11 @@ from caudal.projections._rollup import Part, Rollup
 from caudal.projections.criteria.fields import FACT_KINDS
 from caudal.projections.metrics import PAID
 
-__all__ = ["ROLLUPS", "sales"]
+__all__ = ["ROLLUPS", "feedback", "sales", "support"]
 
-_BOUGHT, _RETURNED = FACT_KINDS["bought"], FACT_KINDS["returned"]
+_BOUGHT, _RETURNED, _ANSWERED, _OPENED = (
+    FACT_KINDS[kind] for kind in ("bought", "returned", "answered", "opened_ticket")
+)
 _PAID = PAID.replace("o.", "f.")
 
 sales = Rollup(
@@ -39,4 +41,56 @@ sales = Rollup(
 )
 """Orders that count by when they were placed, with the money of the paid ones; refunds by when they were given."""
 
-ROLLUPS = (sales,)
+feedback = Rollup(
+    name="feedback",
+    keys={
+        "kind": "text",
+        "score": "double precision",
+        "scale_min": "double precision",
+        "scale_max": "double precision",
+        "product": "text",
+    },
+    sums=("answers",),
+    parts=(
+        Part(
+            _ANSWERED.table,
+            _ANSWERED.at,
+            f"{_ANSWERED.holds} AND f.score IS NOT NULL",
+            {name: f"f.{name}" for name in ("kind", "score", "scale_min", "scale_max", "product")},
+            {"answers": "1"},
+        ),
+    ),
+)
+"""Answers and reviews with a score, by score: every figure that is made of scores follows from it."""
+
+support = Rollup(
+    name="support",
+    keys={"source": "text"},
+    sums=("opened", "solved", "good", "bad", "replied", "first_reply_s"),
+    parts=(
+        Part(
+            _OPENED.table,
+            _OPENED.at,
+            _OPENED.holds,
+            {"source": "f.source"},
+            {
+                "opened": "1",
+                "good": "(f.satisfaction IS NOT DISTINCT FROM 'good')::int",
+                "bad": "(f.satisfaction IS NOT DISTINCT FROM 'bad')::int",
+                "replied": "(f.first_replied_at IS NOT NULL)::int",
+                "first_reply_s": f"extract(epoch FROM f.first_replied_at - {_OPENED.at})",
+            },
+        ),
+        Part(
+            _OPENED.table,
+            # whatever clocks say, a ticket isn't solved before it is opened: else it would be missing among the open ones
+            f"greatest(coalesce(f.solved_at, f.closed_at, f.occurred_at), {_OPENED.at})",
+            "f.status IN ('solved', 'closed')",
+            {"source": "f.source"},
+            {"solved": "1"},
+        ),
+    ),
+)
+"""Tickets by when they were opened, with their ratings and first replies; and by when they were solved."""
+
+ROLLUPS = (sales, feedback, support)

@@ -9,7 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from caudal.projections import criteria
-from caudal.projections._rollup import ZONES_SINCE
+from caudal.projections._rollup import QUARTER, ZONES_SINCE
 from caudal.projections.criteria import tree
 from caudal.projections.membership.definitions import NAME
 from caudal.projections.reports._report import ROLLED, SHARED, Period, Report
@@ -100,7 +100,9 @@ def plan(report: Report, asked: Asked) -> Plan:
         "currency": asked.currency, "segment": asked.segment, "limit": limit,
     }  # fmt: skip
     current = asked.now >= datetime.now(UTC) - CURRENT
-    rolled = ROLLED if asked.criteria is None and current and (first or FIRST) >= ZONES_SINCE else {}
+    quarters = by is None or (first or FIRST) >= ZONES_SINCE
+    quarters = quarters and not any((parameters[at].utcoffset() or QUARTER) % QUARTER for at in ("begin", "end"))
+    rolled = ROLLED if asked.criteria is None and current and quarters else {}
     shared = {name: rolled.get(name, SHARED[name]) for name in report.reads}
     who = ""
     if asked.criteria is not None:

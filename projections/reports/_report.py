@@ -130,8 +130,9 @@ def _events(table: str, at: str, columns: str, holds: str, *, since: bool = True
         WHERE {holds} {begin} AND {at} < %(end)s AND {at} <= %(now)s"""
 
 
-def _counted(rollup: Rollup) -> str:
+def _counted(rollup: Rollup, *, since: bool = True) -> str:
     """What a rollup's facts say, a row for each: its keys and sums, with the `day`."""
+    begin = "{at} >= %(begin)s AND " if since else ""
     parts = []
     for part in rollup.parts:
         keys = ", ".join(f"{part.keys[name]} AS {name}" for name in rollup.keys)
@@ -139,15 +140,16 @@ def _counted(rollup: Rollup) -> str:
         parts.append(f"""
         SELECT {_day(part.at)} AS day, {keys}, {sums}
         FROM live.links l {{who}} JOIN live.{part.fact} f USING (subject)
-        WHERE {part.holds} AND {part.at} >= %(begin)s AND {part.at} < %(end)s AND {part.at} <= %(now)s""")
+        WHERE {part.holds} AND {begin.format(at=part.at)}{part.at} < %(end)s AND {part.at} <= %(now)s""")
     return " UNION ALL ".join(parts)
 
 
-def _rolled(rollup: Rollup) -> str:
+def _rolled(rollup: Rollup, *, since: bool = True) -> str:
     """The same as `_counted` of everyone, from the rollup."""
+    begin = "r.at >= %(begin)s AND " if since else ""
     return f"""
         SELECT {_day("r.at")} AS day, {", ".join((*rollup.keys, *rollup.sums))}
-        FROM ({both("live", rollup)}) r WHERE r.at >= %(begin)s AND r.at < %(end)s AND r.at <= %(now)s"""
+        FROM ({both("live", rollup)}) r WHERE {begin}r.at < %(end)s AND r.at <= %(now)s"""
 
 
 _ORDER = f"x.order_id, x.currency, x.total_minor, coalesce(x.discount_minor, 0) AS discount_minor, x.shipping_city, ({_PAID}) AS paid"
@@ -155,7 +157,7 @@ _LINES = (
     "unnest(x.line_products, x.line_product_ids, x.line_skus, x.line_categories, x.line_quantities, x.line_unit_prices_minor,"
     " x.line_discounts_minor)"
 )
-_OPENED_AT, _ANSWERED_AT = (_as(FACT_KINDS[kind].at) for kind in ("opened_ticket", "answered"))
+_OPENED = FACT_KINDS["opened_ticket"]
 _MAIN = """
         SELECT coalesce(%(currency)s::text,
                         (SELECT currency FROM {of} WHERE currency IS NOT NULL GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1)) AS currency"""
@@ -178,23 +180,17 @@ SHARED: Mapping[str, str] = {
     "sold": _counted(rollups.sales),
     "main_of_placed": _MAIN.format(of="placed"),
     "main_of_lines": _MAIN.format(of="lines"),
-    "answers": _events(
-        "feedback",
-        _ANSWERED_AT,
-        "x.kind, x.score, x.scale_min, x.scale_max, x.product",
-        "x.status IS DISTINCT FROM 'deleted' AND x.score IS NOT NULL",
-    ),
-    "tickets": _events(
-        "tickets",
-        _OPENED_AT,
-        """x.satisfaction, x.first_replied_at,
-           CASE WHEN x.status IN ('solved', 'closed') THEN coalesce(x.solved_at, x.closed_at, x.occurred_at) END AS ended_at""",
-        _as(FACT_KINDS["opened_ticket"].holds),
-        since=False,
-    ),
+    "answers": _counted(rollups.feedback),
+    # with those before the first day, since some of them are still open
+    "helped": _counted(rollups.support, since=False),
+    "tickets": _events("tickets", _as(_OPENED.at), "x.first_replied_at", _as(_OPENED.holds)),
 }
 """Name → the CTE; `{who}` narrows to the customers that criteria mean."""
-ROLLED: Mapping[str, str] = {"sold": _rolled(rollups.sales)}
+ROLLED: Mapping[str, str] = {
+    "sold": _rolled(rollups.sales),
+    "answers": _rolled(rollups.feedback),
+    "helped": _rolled(rollups.support, since=False),
+}
 """Name → the CTE that says of everyone what that of `SHARED` says."""
 
 

@@ -45,8 +45,20 @@ _NPS = f"""answers, promoters, answers - promoters - detractors AS passives, det
     100 * (promoters - detractors)::float8 / nullif(answers, 0) AS nps,
     CASE WHEN answers > 0 THEN greatest(100 * ({_P} - {_D} - {_HALF}), -100) END AS low,
     CASE WHEN answers > 0 THEN least(100 * ({_P} - {_D} + {_HALF}), 100) END AS high"""
-_NPS_COUNTS = """count(score) AS answers, count(*) FILTER (WHERE score >= 9) AS promoters,
-    count(*) FILTER (WHERE score <= 6) AS detractors"""
+
+
+def _number(condition: str = "true") -> str:
+    """How many answers there are; a row of `answers` stands for several."""
+    return f"coalesce(sum(answers) FILTER (WHERE {condition}), 0)::bigint"
+
+
+def _mean(value: str, condition: str = "true") -> str:
+    """The mean of the answers' values; of exact numbers, so that it is the same in any order."""
+    held = f"FILTER (WHERE {condition})"
+    return f"(sum(({value})::numeric * answers) {held} / nullif(sum(answers) {held}, 0))::float8"
+
+
+_NPS_COUNTS = f"{_number()} AS answers, {_number('score >= 9')} AS promoters, {_number('score <= 6')} AS detractors"
 _NPS_ANSWERS = "(SELECT * FROM answers WHERE kind = 'nps' AND score BETWEEN 0 AND 10)"
 _NPS_COLUMNS = (
     Column("answers", "integer", "Answers"),
@@ -87,8 +99,10 @@ def _stretched(low: int, high: int) -> str:
 
 
 _STARS = f"(SELECT *, {_stretched(1, 5)} AS stars FROM answers WHERE kind = 'review')"
-_STAR_COUNTS = """count(stars), avg(stars), count(*) FILTER (WHERE stars >= 4), count(*) FILTER (WHERE stars < 3),
-    count(*) FILTER (WHERE stars < 3)::float8 / nullif(count(stars), 0)"""
+_BAD = _number("stars < 3")
+_STAR_COUNTS = (
+    f"{_number()}, {_mean('stars')}, {_number('stars >= 4')}, {_BAD}, {_BAD}::float8 / nullif({_number()}, 0)"
+)
 _STAR_COLUMNS = (
     Column("reviews", "integer", "Reviews"),
     Column("average", "number", "Stars, mean"),
@@ -97,6 +111,7 @@ _STAR_COLUMNS = (
     Column("bad_share", "share", "Share of bad"),
 )
 _STAR_ABOUT = "Reviews with a score, on a scale of 1 to 5; other scales are stretched onto it."
+_SATISFIED = _number(f"kind = 'csat' AND {_stretched(1, 5)} >= 4")
 _PRODUCT = Column("product", "text", "Product")
 
 FEEDBACK = (
@@ -171,13 +186,10 @@ FEEDBACK = (
         ),
         reads=("periods", "answers"),
         select=f"""
-            SELECT p.period, count(csat), count(*) FILTER (WHERE csat >= 4),
-                   count(*) FILTER (WHERE csat >= 4)::float8 / nullif(count(csat), 0), count(ces), avg(ces)
-            FROM periods p LEFT JOIN (
-                SELECT day, CASE WHEN kind = 'csat' THEN {_stretched(1, 5)} END AS csat,
-                       CASE WHEN kind = 'ces' THEN {_stretched(1, 7)} END AS ces
-                FROM answers
-            ) a ON {truncated("a.day")} = p.period
+            SELECT p.period, {_number("kind = 'csat'")}, {_SATISFIED},
+                   {_SATISFIED}::float8 / nullif({_number("kind = 'csat'")}, 0), {_number("kind = 'ces'")},
+                   {_mean(_stretched(1, 7), "kind = 'ces'")}
+            FROM periods p LEFT JOIN answers a ON {truncated("a.day")} = p.period
             GROUP BY 1 ORDER BY 1""",
         chart=Chart("line", "period", ("csat",)),
         by=("month", "week", "day"),

@@ -24,23 +24,23 @@ SUPPORT = (
             Column("bad", "integer", "Rated bad"),
             Column("good_share", "share", "Share of good"),
         ),
-        reads=("periods", "tickets"),
+        reads=("periods", "helped", "tickets"),
         select=f"""
-            , ended AS (SELECT {truncated("(ended_at AT TIME ZONE %(zone)s)::date")} AS period, count(*) AS n FROM tickets
-                        WHERE ended_at >= %(begin)s AND ended_at < %(end)s AND ended_at <= %(now)s GROUP BY 1),
-            opened AS (
-                SELECT {truncated("day")} AS period, count(*) AS n, count(*) FILTER (WHERE satisfaction = 'good') AS good,
-                       count(*) FILTER (WHERE satisfaction = 'bad') AS bad,
-                       percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM first_replied_at - at)::float8 / 3600) AS hours
-                FROM tickets WHERE at >= %(begin)s GROUP BY 1
+            , moved AS (
+                SELECT CASE WHEN day >= %(first)s::date THEN {truncated("day")} END AS period, sum(opened) AS opened,
+                       sum(solved) AS solved, sum(good) AS good, sum(bad) AS bad
+                FROM helped GROUP BY 1
             ),
-            before AS (
-                SELECT count(*) FILTER (WHERE at < %(begin)s) - count(*) FILTER (WHERE ended_at < %(begin)s) AS backlog FROM tickets
+            before AS (SELECT coalesce(sum(opened - solved), 0) AS backlog FROM moved WHERE period IS NULL),
+            replied AS (
+                SELECT {truncated("day")} AS period,
+                       percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM first_replied_at - at)::float8 / 3600) AS hours
+                FROM tickets GROUP BY 1
             )
-            SELECT p.period, coalesce(o.n, 0), coalesce(e.n, 0),
-                   (SELECT backlog FROM before) + sum(coalesce(o.n, 0) - coalesce(e.n, 0)) OVER (ORDER BY p.period),
-                   o.hours, coalesce(o.good, 0), coalesce(o.bad, 0), o.good::float8 / nullif(o.good + o.bad, 0)
-            FROM periods p LEFT JOIN opened o USING (period) LEFT JOIN ended e USING (period) ORDER BY 1""",
+            SELECT p.period, coalesce(m.opened, 0), coalesce(m.solved, 0),
+                   (SELECT backlog FROM before) + sum(coalesce(m.opened, 0) - coalesce(m.solved, 0)) OVER (ORDER BY p.period),
+                   r.hours, coalesce(m.good, 0), coalesce(m.bad, 0), m.good::float8 / nullif(m.good + m.bad, 0)::float8
+            FROM periods p LEFT JOIN moved m USING (period) LEFT JOIN replied r USING (period) ORDER BY 1""",
         chart=Chart("line", "period", ("opened", "solved", "backlog")),
         by=PERIODS,
         sums=("opened", "solved", "good", "bad"),
