@@ -94,14 +94,17 @@ def plan(report: Report, asked: Asked) -> Plan:
         raise BadReport(f"at most {MOST_PERIODS} periods can be told of; there is {by!r} to be made longer", path="by")
     _fits(report, asked)
     limit = (asked.limit or 20) if "limit" in report.takes else None
+    begin, end = (
+        datetime.combine(first or FIRST, time.min, zone),
+        datetime.combine(last + timedelta(days=1), time.min, zone),
+    )
     parameters = {
         "now": asked.now, "zone": asked.zone, "by": by, "first": first, "last": _begin(last, by) if by else last,
-        "begin": datetime.combine(first or FIRST, time.min, zone), "end": datetime.combine(last + timedelta(days=1), time.min, zone),
-        "currency": asked.currency, "segment": asked.segment, "limit": limit,
+        "begin": begin, "end": end, "currency": asked.currency, "segment": asked.segment, "limit": limit,
     }  # fmt: skip
     current = asked.now >= datetime.now(UTC) - CURRENT
-    quarters = by is None or (first or FIRST) >= ZONES_SINCE
-    quarters = quarters and not any((parameters[at].utcoffset() or QUARTER) % QUARTER for at in ("begin", "end"))
+    quarters = not any((at.utcoffset() or QUARTER) % QUARTER for at in (begin, end))
+    quarters &= by is None or begin.date() >= ZONES_SINCE
     rolled = ROLLED if asked.criteria is None and current and quarters else {}
     shared = {name: rolled.get(name, SHARED[name]) for name in report.reads}
     who = ""
