@@ -39,6 +39,8 @@ SORTED = 10_000
 """Where the events of so many lie is stored in order; of fewer, as the live projection does, which sorts them in time."""
 ALONE = 1_000_000
 """A log shorter than this is loaded by threads of this process, whose work is mostly native code: starting others would take longer."""
+GIVE_WAY = 5
+"""Niceness of the processes that load: where processors are scarce, the live path on the same machine goes first."""
 PAUSED_S = 0.5
 
 
@@ -225,6 +227,7 @@ def _become_loader(stop: Flag) -> None:
     global _stop  # noqa: PLW0603 - an event can't be sent with the work, only given at the start
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
+    os.nice(GIVE_WAY)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
