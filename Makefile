@@ -57,7 +57,7 @@ browser:  ## Chromium for the tests; installed when it is missing and this is ro
 	@if ! command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing Chromium" >&2; \
-	    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >&2; \
+	    apt-get update -qq -o Acquire::Retries=5 >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -o Acquire::Retries=5 --no-install-recommends chromium >&2; \
 	  else \
 	    echo "no Chromium was found: install it for the tests in a browser (on Debian and Ubuntu: apt install chromium)." >&2; \
 	  fi; \

@@ -64,13 +64,13 @@ class _Traffic:
     """Deliveries, the stream that shows what became of them, and a stream that nobody reads."""
 
     def __init__(self, one: Stage) -> None:
+        self._stage = one
         self._secret = add_source(one, "shop", "shopify")
         self._loop = Loop()
-        dsn = postgres.dsn(one.settings.postgres)
-        self.proxy = Proxy(self._loop, int(conninfo_to_dict(dsn)["port"]))
-        for role in ("edge", "worker", "api"):
-            extra = {"CAUDAL_POSTGRES__DSN": make_conninfo(dsn, port=self.proxy.port)} if role == "worker" else {}
-            one.start(role, CAUDAL_SECRET_SHOP=self._secret, **extra)
+        self.proxy = Proxy(self._loop, int(conninfo_to_dict(postgres.dsn(one.settings.postgres))["port"]))
+        for role in ("edge", "api"):
+            one.start(role, CAUDAL_SECRET_SHOP=self._secret)
+        self._worker = one.start("worker", CAUDAL_SECRET_SHOP=self._secret)
         self._edge, self._api = urlsplit(address(one, "edge")), urlsplit(address(one, "api"))
         self._token, _ = access.create(one.conn, "benchmark", [access.Scope.CHANGES_READ])
         self._numbers = itertools.count(1)
@@ -91,6 +91,14 @@ class _Traffic:
         self._silent.close()
         self.proxy.close()
         self._loop.close()
+
+    async def behind_proxy(self) -> None:
+        """Have the work done by a worker that reaches PostgreSQL through the proxy; until then the proxy costs nothing."""
+        self._worker.terminate()
+        await asyncio.to_thread(self._worker.wait, 60)
+        dsn = make_conninfo(postgres.dsn(self._stage.settings.postgres), port=self.proxy.port)
+        self._worker = self._stage.start("worker", CAUDAL_SECRET_SHOP=self._secret, CAUDAL_POSTGRES__DSN=dsn)
+        await self.through(await self.send(count=200))
 
     async def send(self, *, count: int | None = None, rate: float = 0.0, seconds: float = 0.0) -> _Sent:
         """Send `count` as fast as they are taken, or `rate` a second for `seconds`; whoever is late sends at once."""
@@ -227,6 +235,8 @@ async def _run(one: Stage, scale: float) -> list[dict[str, Any]]:
             ("slow_postgres", rate, SLOW_S * min(scale * 4, 1), SLOW_DELAY_S),
         ):
             _say(f"{phase.replace('_', ' ')}: {offered:,.0f} deliveries/s offered for {seconds:,.0f} s")
+            if delay_s:
+                await traffic.behind_proxy()
             traffic.proxy.slow(delay_s)
             sent = await traffic.send(rate=offered, seconds=seconds)
             traffic.proxy.slow(0.0)
