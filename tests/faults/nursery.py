@@ -21,8 +21,9 @@ class Nursery:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,  # Ctrl-C is for who asks it to fork
+        )  # fmt: skip
 
     def spawn(self, role: str, env: dict[str, str], log: Path) -> psutil.Process:
         """Start `caudal run --role ROLE` with this environment."""
