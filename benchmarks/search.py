@@ -8,10 +8,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
-from caudal.projections import search
+import psycopg
+from caudal.projections import ROLLUPS, _rollup, search
 
 from benchmarks._machine import figure
 from benchmarks._stage import Stage, address, stage, wait_until
@@ -86,13 +88,26 @@ def fill(stage: Stage, *, customers: int) -> None:
         stage.conn.execute(f"ALTER TABLE live.{table} DROP CONSTRAINT {table}_pkey")
     stage.conn.execute("DROP INDEX live.orders_subject")
     parameters = {"customers": customers, "orders": customers * ORDERS_EACH}
-    for statement in _FILL:
-        stage.conn.execute(statement, parameters)
+    with without_triggers(stage.conn):
+        for statement in _FILL:
+            stage.conn.execute(statement, parameters)
     for table, key in _KEYS.items():
         stage.conn.execute(f"ALTER TABLE live.{table} ADD PRIMARY KEY ({key})")
     stage.conn.execute("CREATE INDEX orders_subject ON live.orders (subject)")
     stage.conn.execute("INSERT INTO live.offsets VALUES (0, 1)")
     stage.conn.execute("VACUUM ANALYZE")
+
+
+@contextmanager
+def without_triggers(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    """Rows are written as a rebuild does it: without triggers, and the rollups are made in the end."""
+    conn.execute("SET session_replication_role = replica")
+    yield
+    conn.execute("RESET session_replication_role")
+    for rollup in ROLLUPS:
+        conn.execute(f"TRUNCATE live.{rollup.table}")
+        for statement in _rollup.fill("live", rollup):
+            conn.execute(statement)
 
 
 def searches(customers: int) -> Iterator[tuple[str, dict[str, Any]]]:
