@@ -69,6 +69,7 @@ class Nightly(Periodic):
                 )
         if result is not None:
             telemetry.VERIFY_DIFFERENCES.set(result["differing_customers"])
+            telemetry.VERIFY_ROLLUPS.set(result.get("differing_rollup_rows", 0))  # none from the release before
             telemetry.VERIFY_LAST.set(result["at"])
         return result if result is not None and result["day"] == day else None
 
@@ -81,6 +82,7 @@ class Nightly(Periodic):
         try:
             customers = sample(conn, self._settings.worker.verify_sample)
             findings = verify_customers(prover, customers, each=lambda _: self.rest(REST_S))
+            of_customers = findings.rows
             verify_rollups(conn, findings)
         finally:
             prover.close()
@@ -94,7 +96,11 @@ class Nightly(Periodic):
             named=findings.named[:NAMED],
             seconds=round(time.monotonic() - began, 1),
         )
-        return {"customers": findings.customers, "differing_customers": findings.differing}
+        return {
+            "customers": findings.customers,
+            "differing_customers": findings.differing,
+            "differing_rollup_rows": findings.rows - of_customers,
+        }
 
 
 def _result(conn: psycopg.Connection[Any]) -> dict[str, Any] | None:

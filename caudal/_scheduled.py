@@ -77,6 +77,8 @@ def load(settings: Settings) -> list[Scheduled]:
     Raises:
         BadSettings: it can't be read; the message names the entry.
     """
+    from caudal.projections.reports import BadReport, zone_of
+
     path = settings.config_file
     entries = sources.read(path).get("reports", [])
     if not isinstance(entries, list):
@@ -85,15 +87,15 @@ def load(settings: Settings) -> list[Scheduled]:
     for number, entry in enumerate(entries, 1):
         try:
             found.append(Scheduled.model_validate(entry))
-            ZoneInfo(found[-1].time_zone)
+            zone_of(found[-1].time_zone)
         except ValidationError as exc:
             faults = "; ".join(
                 f"{'.'.join(map(str, e['loc']))}: {e['msg']}"
                 for e in exc.errors(include_input=False, include_url=False)
             )
             raise BadSettings(f"{path}: reports, entry {number}: {faults}") from None
-        except (ValueError, OSError, KeyError):
-            raise BadSettings(f"{path}: reports, entry {number}: time_zone: not of the IANA database") from None
+        except BadReport as exc:
+            raise BadSettings(f"{path}: reports, entry {number}: time_zone: {exc}") from None
     names = [(each.report, each.every, each.format, each.folder) for each in found]
     if len(set(names)) < len(names):
         raise BadSettings(f"{path}: reports: two entries would write the same files", hint="give one another folder")

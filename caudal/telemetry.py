@@ -82,6 +82,9 @@ STREAM_CLIENTS = Gauge("caudal_stream_clients", "Open live streams.")
 VERIFY_DIFFERENCES = Gauge(
     "caudal_verify_differing_customers", "Customers of the last daily proof whose rows aren't what the log says."
 )
+VERIFY_ROLLUPS = Gauge(
+    "caudal_verify_differing_rollup_rows", "Rows of rollups that weren't what the facts say at the last daily proof."
+)
 VERIFY_LAST = Gauge("caudal_verify_last_timestamp_seconds", "When the last daily proof began, in seconds since 1970.")
 SEGMENT_CHANGES = Counter("caudal_segment_changes_total", "Customers who entered or left defined segments.", ["change"])
 SEGMENT_LATENESS = Histogram(
@@ -103,6 +106,7 @@ METRICS = (
     REQUEST_SECONDS,
     STREAM_CLIENTS,
     VERIFY_DIFFERENCES,
+    VERIFY_ROLLUPS,
     VERIFY_LAST,
     SEGMENT_CHANGES,
     SEGMENT_LATENESS,

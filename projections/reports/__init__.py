@@ -7,7 +7,7 @@
 
 from collections.abc import Mapping
 
-from caudal.projections.reports._ask import Asked, BadReport, Plan, plan
+from caudal.projections.reports._ask import Asked, BadReport, Plan, plan, zone_of
 from caudal.projections.reports._report import PERIODS, Chart, Column, Period, Report
 from caudal.projections.reports._result import Result, finished
 from caudal.projections.reports.customers import CUSTOMERS
@@ -28,6 +28,7 @@ __all__ = [
     "Result",
     "finished",
     "plan",
+    "zone_of",
 ]
 
 REPORTS: Mapping[str, Report] = {report.name: report for report in (*SALES, *CUSTOMERS, *FEEDBACK, *SUPPORT)}

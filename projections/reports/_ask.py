@@ -14,7 +14,7 @@ from caudal.projections.criteria import tree
 from caudal.projections.membership.definitions import NAME
 from caudal.projections.reports._report import ROLLED, SHARED, Period, Report
 
-__all__ = ["MOST_PERIODS", "MOST_ROWS", "Asked", "BadReport", "Plan", "plan"]
+__all__ = ["MOST_PERIODS", "MOST_ROWS", "Asked", "BadReport", "Plan", "plan", "zone_of"]
 
 MOST_ROWS = 10_000
 """Rows of a report; more are left out, and it says so."""
@@ -82,7 +82,7 @@ def plan(report: Report, asked: Asked) -> Plan:
     Raises:
         BadReport: it can't be made as asked.
     """
-    zone = _zone(asked.zone)
+    zone = zone_of(asked.zone)
     by = _by(report, asked)
     last = asked.last or asked.now.astimezone(zone).date()
     first = asked.first
@@ -149,7 +149,12 @@ def _by(report: Report, asked: Asked) -> Period | None:
     return asked.by or report.by[0]
 
 
-def _zone(name: str) -> ZoneInfo:
+def zone_of(name: str) -> ZoneInfo:
+    """The time zone of this name.
+
+    Raises:
+        BadReport: there is none.
+    """
     try:
         return ZoneInfo(name)
     except (ValueError, OSError, KeyError):

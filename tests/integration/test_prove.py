@@ -244,12 +244,19 @@ def test_the_views_as_of_a_time_hold_what_was_captured_by_then(hub: Hub) -> None
 
 
 def test_one_worker_proves_a_sample_a_day_and_all_show_the_result(hub: Hub) -> None:
-    hub.write([stated("crm:contact:1", ANA, 0, city="Recife"), stated("crm:contact:2", RUI, 1)])
+    hub.write(
+        [
+            stated("crm:contact:1", ANA, 0, city="Recife"),
+            stated("crm:contact:2", RUI, 1),
+            ordered("crm:contact:2", RUI, "1", 2),
+        ]
+    )
     one, other = (Nightly(hub.settings, hub.codec) for _ in range(2))
     first = one.prove("2026-03-01")
     assert first is not None
-    assert (first["customers"] > 0, first["differing_customers"]) == (True, 0)
+    assert (first["customers"] > 0, first["differing_customers"], first["differing_rollup_rows"]) == (True, 0, 0)
     hub.conn.execute("UPDATE live.profiles SET city = 'Natal'")
+    hub.conn.execute("INSERT INTO live.rollup_support_new VALUES (now(), 'help', 1, 1, 0, 0, 0, 0)")
     assert other.prove("2026-03-01") == first, "it was done on that day"
     with connect(hub.settings) as holder:
         holder.execute("SELECT pg_advisory_lock(%s)", (postgres.Lock.PROOF,))
@@ -258,4 +265,5 @@ def test_one_worker_proves_a_sample_a_day_and_all_show_the_result(hub: Hub) -> N
     assert second is not None
     assert second["differing_customers"] >= 1
     assert telemetry.VERIFY_DIFFERENCES._value.get() == second["differing_customers"]
+    assert telemetry.VERIFY_ROLLUPS._value.get() == second["differing_rollup_rows"] == 1
     assert telemetry.VERIFY_LAST._value.get() == second["at"]
