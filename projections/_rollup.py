@@ -148,7 +148,7 @@ def _appended(rollups: Sequence[Rollup], fact: str, **rows: str) -> str:
 
 def _added(rollup: Rollup, part: Part, rows: str, *, minus: bool = False) -> str:
     """What each row adds. Rows without content, left of what was erased, belong to nobody and add nothing."""
-    sums = ", ".join(f"{'-' * minus}({part.sums.get(name, '0')}) AS {name}" for name in rollup.sums)
+    sums = ", ".join(f"{'-' * minus}({part.sums.get(name, '0')})::numeric AS {name}" for name in rollup.sums)
     keys = ", ".join(f"{part.keys[name]} AS {name}" for name in rollup.keys)
     return f"SELECT {_stored_at(part.at)} AS at, {keys}, {sums} FROM {rows} f WHERE {part.holds} AND left(f.subject, 1) <> '~'"
 

@@ -25,7 +25,7 @@ sales = Rollup(
             {"currency": "f.currency"},
             {
                 "orders": "1",
-                # the sum of two longs may be more than a long
+                # two longs together may be more than a long
                 "gross_minor": f"CASE WHEN {_PAID} THEN f.total_minor::numeric + coalesce(f.discount_minor, 0) ELSE 0 END",
                 "discounts_minor": f"CASE WHEN {_PAID} AND f.total_minor IS NOT NULL THEN f.discount_minor ELSE 0 END",
             },

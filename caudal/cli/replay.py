@@ -328,6 +328,9 @@ def _show(record: Record) -> None:
         for what in ("columns_added", "columns_dropped"):
             if view[what]:
                 note(f"  {name}, {what.replace('_', ' ')}: {', '.join(view[what])}")
+    for name, count in diff.get("rollups", {}).items():
+        if count:
+            note(f"  rollup {name}: {count:,} rows differ")
     moved = {n: s for n, s in diff.get("segments", {}).items() if s["before"] != s["after"]}
     if moved:
         table(("segment", "customers", "customers after"), [(n, s["before"], s["after"]) for n, s in moved.items()])

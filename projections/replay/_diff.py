@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import psycopg
-from caudal.projections._schema import LIVE
+from caudal.projections import _rollup, _sql
+from caudal.projections._schema import FACTS, LIVE, ROLLUPS, VIEWS
 from caudal.projections._view import View
 
-__all__ = ["DIFF", "compare", "recheck"]
+__all__ = ["DIFF", "compare", "recheck", "rollups"]
 
 DIFF = "replay_diff"
 """The table in the built schema that holds every row that differs."""
@@ -38,6 +39,20 @@ def compare(conn: psycopg.Connection[Any], schema: str, views: Sequence[View]) -
     for view in views:
         if len(view.key) > 1 and told["views"][view.name]["exists"]:
             told["segments"] = _sizes(conn, schema, view)
+    return told
+
+
+def rollups(conn: psycopg.Connection[Any], schema: str) -> dict[str, int]:
+    """Of each rollup how many rows differ; of those that another definition made in the live schema nothing is said."""
+    made = _sql.definitions(FACTS, VIEWS)
+    told = {}
+    for rollup in ROLLUPS:
+        row = conn.execute(
+            "SELECT obj_description(to_regclass(%s), 'pg_class')", (f"{LIVE}.{rollup.table}",)
+        ).fetchone()
+        if row == (made[rollup.table],):
+            sides = (_rollup.stored(each, rollup) for each in (LIVE, schema))
+            told[rollup.name] = _count(conn, f"({_rollup.differing(rollup, *sides)}) d")
     return told
 
 

@@ -263,6 +263,7 @@ class Replay:
                 at = offsets(snapshot, schema)  # the snapshot is taken here
                 beside.touched()
             diff = _diff.compare(snapshot, schema, VIEWS)
+            diff["rollups"] = _diff.rollups(snapshot, schema)
             snapshot.execute("COMMIT")
         diff |= {"offsets": {str(p): offset for p, offset in sorted(at.items())}, "live_behind_events": behind}
         diff |= followed.told()

@@ -124,6 +124,22 @@ def test_a_report_of_a_rollup_says_what_one_of_the_facts_says_after_any_change(
         assert wrong(conn) == {}
 
 
+def test_the_largest_and_least_amounts_are_summed(live: Runner, codec: Codec, conn: psycopg.Connection[Any]) -> None:
+    def order(number: int, amount: int) -> OrderStated:
+        at = datetime(2026, 3, 1, number, tzinfo=UTC)
+        refund = Refund(refund_id="r", refunded_at=at, amount_minor=amount, currency="BRL")
+        customer = report_log.CUSTOMERS[0]
+        return OrderStated(
+            subject=f"shop:customer:{customer}", source="shop", customer_id=customer, link_seq=1, occurred_at=at, captured_at=at,
+            event_id=str(number), order_id="1", status="paid", currency="BRL", total_minor=amount, discount_minor=amount, placed_at=at,
+            refunds=(refund,),
+        )  # fmt: skip
+
+    apply(live, records(codec, [order(n, amount) for n, amount in enumerate((-(2**63), 2**63 - 1, -(2**63)))]), [1])
+    found = conn.execute("SELECT gross_minor, discounts_minor, refunds_minor FROM live.daily_sales").fetchall()
+    assert found == [(-(2**64), -(2**63), -(2**63))]
+
+
 def test_a_rollup_that_was_changed_by_hand_is_found(live: Runner, codec: Codec, conn: psycopg.Connection[Any]) -> None:
     apply(live, records(codec, report_log.events()))
     findings = Findings()
