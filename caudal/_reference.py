@@ -91,7 +91,10 @@ def criteria() -> str:
             [f"| {kind} | {', '.join(f'`{o}`' for o in operators)} |" for kind, operators in OPERATORS.items()],
         ),
         "## Customers",
-        "Fields of kind money are followed by a dot and a currency, `attributes` by a dot and the attribute's name.",
+        (
+            "Fields of kind money are followed by a dot and a currency, `attributes` by a dot and the attribute's name, `custom` by a dot\n"
+            "and the name of a value of a [custom metric](../metrics.md#your-own)."
+        ),
         _table(("field", "kind", "what it is"), rows(FIELDS)),
     ]
     for name, kind in FACT_KINDS.items():

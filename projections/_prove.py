@@ -95,9 +95,9 @@ class Prover(Runner):
 
     def __init__(self, settings: Settings, codec: Codec, *, priorities: Mapping[str, int] | None = None) -> None:
         """Connect; the live schema must be there."""
+        self._live: dict[str, Any] = {}
         super().__init__(settings, codec, priorities=priorities, schema=SCRATCH, feed=False)
         self._picker = Picker(settings.kafka)
-        self._live = statements(LIVE, self._priority, feed=True)
         self._rebuilds = 0
 
     def rebuild(self, customer_id: str, *, repair: bool = False) -> Rebuilt:
@@ -132,6 +132,8 @@ class Prover(Runner):
         self._clean(conn)
         found = Rebuilt(customer_id)
         with conn.transaction() as transaction, conn.cursor(binary=True) as cur:
+            if self._define():
+                self._live = statements(LIVE, self._priority, self._views, feed=True)
             cur.execute(_SUBJECTS, {"customer": customer_id})
             row = cur.fetchone()
             generation, found.subjects = row or (1, [])

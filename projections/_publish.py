@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zlib import crc32
 
+import orjson
 import pyarrow as pa
 from caudal.projections._view import View
 from caudal.schemas.codec import Codec, arrow_schema
@@ -259,10 +260,16 @@ class Publisher:
         for name in schema.names:
             values: Any = columns[name]
             type_ = schema.field(name).type
-            if pa.types.is_map(type_):
+            if name == "custom":
+                values = [[(k, _text(v)) for k, v in (value or {}).items()] for value in values]
+            elif pa.types.is_map(type_):
                 values = [list(v.items()) for v in values]
             arrays.append(pa.array(values, type_))
         batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
         return [c.encode() for c in columns["customer_id"]], self._codec.encode_columns(
             kafka.topic(self._settings, topic), record, batch
         )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -23,12 +23,13 @@ from caudal.projections import _places, _rollup, _sql
 from caudal.projections._batch import ALL, LINKED, Batch, Message, bit, prepare
 from caudal.projections._fact import Fact
 from caudal.projections._publish import Change, Publisher, output_partition
-from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS, ensure_live
+from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS, ensure_live, views
+from caudal.projections._view import View
 from caudal.projections.profiles import profiles
 from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import dead_letter
 from psycopg import sql
-from psycopg.errors import FeatureNotSupported, UndefinedColumn, UndefinedTable
+from psycopg.errors import FeatureNotSupported, UndefinedColumn, UndefinedFunction, UndefinedTable
 from psycopg.types.json import set_json_loads
 
 from caudal import generations, kafka, postgres, telemetry
@@ -38,7 +39,6 @@ from caudal.telemetry import Log, logger
 
 __all__ = ["STRIPE_LOCKS", "Runner", "mask_of", "partition_count", "statements"]
 
-_VIEWS = {view.name: view for view in VIEWS}
 LOOK_EVERY_S = 0.25
 """How long what another worker left in the outbox may wait."""
 SETTLE_S = 3.0
@@ -48,7 +48,7 @@ FOLD_EVENTS, FOLD_BATCHES = 100_000, 2_000
 """So many events or batches make the new rows of the rollups many enough to be folded."""
 STRIPE_LOCKS = 0x6361_7564
 """First key of the advisory locks, to keep clear of other users of the database; each schema but the live one has its own."""
-_RESHAPED = (UndefinedTable, UndefinedColumn, FeatureNotSupported)
+_RESHAPED = (UndefinedTable, UndefinedColumn, UndefinedFunction, FeatureNotSupported)
 """What a statement on a schema of another definition ends with; the last one: "cached plan must not change result type"."""
 
 _SESSION = (
@@ -77,11 +77,12 @@ def _movable(fact: Fact) -> bool:
     return "subject" not in fact.key
 
 
-def mask_of(names: Iterable[str]) -> int:
+def mask_of(names: Iterable[str], views: Sequence[View] = VIEWS) -> int:
     """The facts among the names, and those that the views among them read."""
+    reads = {view.name: view.reads for view in views}
     mask = 0
     for name in names:
-        mask |= mask_of(_VIEWS[name].reads) if name in _VIEWS else bit(name)
+        mask |= mask_of(reads[name], views) if name in reads else bit(name)
     return mask
 
 
@@ -146,7 +147,8 @@ class Runner:
         self._untidy = 1.0  # what an earlier worker left is put in order at once
         self._unfolded = 1.0
         self._conn: psycopg.Connection[Any] | None = None
-        self._statements = statements(schema, self._priority, feed=feed)
+        self._views: tuple[View, ...] = ()
+        self._statements: dict[str, Any] = {}
         self._log = logger()
         try:
             with postgres.translated():
@@ -388,10 +390,10 @@ class Runner:
         """Refresh each view and note in the outbox what changed; gives what this worker has to publish of it. `last` goes with them."""
         mine = sorted(self._mine) or list(range(self._partitions))
         values = {"mine": mine, "whole": len(mine) == self._partitions, "partitions": self._partitions}
-        cursors = [conn.cursor(binary=True) for _ in VIEWS]  # what is found is taken up when it is published
+        cursors = [conn.cursor(binary=True) for _ in self._views]  # what is found is taken up when it is published
         gone: dict[str, list[str]] = {}
         with conn.pipeline():
-            for view, cur in zip(VIEWS, cursors, strict=True):
+            for view, cur in zip(self._views, cursors, strict=True):
                 if shrinking and len(view.key) == 1:
                     removed = conn.cursor(binary=True)
                     removed.execute(self._statements[f"remove {view.name}"])
@@ -399,7 +401,7 @@ class Runner:
                 cur.execute(self._statements[f"refresh {view.name}"], {**values, "gone": gone.get(view.name, [])})
             last()
         changes = []
-        for view, cur in zip(VIEWS, cursors, strict=True):
+        for view, cur in zip(self._views, cursors, strict=True):
             lost = gone.get(view.name, [])
             if (first := cur.fetchone()) is not None:
                 rows = partial(_rows, cur, first)
@@ -563,7 +565,7 @@ class Runner:
         if any(rebuilt for *_, rebuilt in found):
             self._look()  # what a replay left is published by the code that the replay was of
         for id_, of, topic, customers, payload, rebuilt in found:
-            view = next(v for v in VIEWS if v.topic == topic)
+            view = next(v for v in self._views if v.topic == topic)
             ours = [c for c in customers if output_partition(c, self._partitions) in partitions]
             numbered = time.monotonic()
             with conn.cursor(binary=True) as cur:
@@ -600,7 +602,17 @@ class Runner:
 
     def _ensure(self) -> int:
         """Make the schema if there is none; its oid (see `ensure_live`)."""
-        return ensure_live(self._connection(), self._schema)
+        oid = ensure_live(self._connection(), self._schema)
+        self._define()  # after the oid: when they are swapped in between, the next batch sees it
+        return oid
+
+    def _define(self) -> bool:
+        """Make the statements for the views as they are now, unless they are; whether they were others."""
+        found = views(self._connection())
+        if changed := found != self._views:
+            self._views = found
+            self._statements = statements(self._schema, self._priority, found, feed=self._feed)
+        return changed
 
     def _connection(self) -> psycopg.Connection[Any]:
         """The connection, made anew after a loss. Plans are kept generic and joins by index: a batch is small beside the tables, and
@@ -620,7 +632,7 @@ class Runner:
         return self._conn
 
 
-def statements(schema: str, priority: str, *, feed: bool) -> dict[str, Any]:
+def statements(schema: str, priority: str, views: Sequence[View], *, feed: bool) -> dict[str, Any]:
     """Every statement of a batch, made once: the same text each time lets PostgreSQL keep its plan."""
     made: dict[str, Any] = {
         "links": _sql.LINKS_UPSERT.format(schema=schema),
@@ -637,10 +649,10 @@ def statements(schema: str, priority: str, *, feed: bool) -> dict[str, Any]:
         made[f"prune {fact.name}"] = _sql.prune(schema, fact)
         if fact.partial:
             made[f"composites {fact.name}"] = _sql.composites(schema, fact)
-    for view in VIEWS:
-        all_facts = ALL if feed and view is profiles else 0
+    for view in views:
+        all_facts = ALL if feed and view.name == profiles.name else 0
         made[f"refresh {view.name}"] = _sql.refresh(
-            view, schema, priority, mask_of(view.reads), feed=feed, all_facts=all_facts
+            view, schema, priority, mask_of(view.reads, views), feed=feed, all_facts=all_facts
         )
         if len(view.key) == 1:
             made[f"remove {view.name}"] = _sql.remove(view, schema, priority)

@@ -7,6 +7,8 @@ from typing import Any
 import psycopg
 from caudal.projections import _rollup, _sql
 from caudal.projections._sql import priority_sql
+from caudal.projections._view import View
+from caudal.projections.custom.metric import defined, with_custom
 from caudal.projections.facts import FACTS
 from caudal.projections.metrics import metrics
 from caudal.projections.profiles import profiles
@@ -17,11 +19,22 @@ from psycopg import sql
 from caudal.errors import Fatal
 from caudal.postgres import Lock
 
-__all__ = ["FACTS", "LIVE", "MAKING_LOCK", "ROLLUPS", "SWAP_LOCK", "VIEWS", "describe", "ensure_live", "priority_sql"]
+__all__ = [
+    "FACTS",
+    "LIVE",
+    "MAKING_LOCK",
+    "ROLLUPS",
+    "SWAP_LOCK",
+    "VIEWS",
+    "describe",
+    "ensure_live",
+    "priority_sql",
+    "views",
+]
 
 LIVE = "live"
 VIEWS = (profiles, metrics, segment_members)
-"""Every view, in the order in which they are refreshed: a view of views comes after those."""
+"""Every view, in the order in which they are refreshed: a view of views comes after those. Without custom metrics, see `views`."""
 
 MAKING_LOCK = Lock.MAKING  # keeps two workers from making the schema at the same time
 SWAP_LOCK = Lock.SWAP
@@ -35,11 +48,17 @@ FIRST = """
 """The first value that is not null, in the order given: any_value's own transition function keeps the first it meets."""
 
 
+def views(conn: psycopg.Connection[Any]) -> tuple[View, ...]:
+    """Every view as it is now: with the custom metrics that were applied."""
+    return with_custom(VIEWS, defined(conn))
+
+
 def describe(conn: psycopg.Connection[Any], schema: str) -> None:
     """Note in the schema and its tables which definitions made them."""
-    for name, digest in _sql.definitions(FACTS, VIEWS).items():
+    made = views(conn)
+    for name, digest in _sql.definitions(FACTS, made).items():
         conn.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.Identifier(schema, name), sql.Literal(digest)))
-    wanted = sql.Literal(_sql.definition(FACTS, VIEWS))
+    wanted = sql.Literal(_sql.definition(FACTS, made))
     conn.execute(sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(schema), wanted))
 
 
@@ -52,9 +71,9 @@ def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> int:
     Raises:
         Fatal: the schema was made by other definitions of facts and views.
     """
-    wanted = _sql.definition(FACTS, VIEWS)
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING_LOCK,))
+        wanted = _sql.definition(FACTS, views(conn))
         row = conn.execute("SELECT obj_description(to_regnamespace(%s), 'pg_namespace')", (schema,)).fetchone()
         exists = conn.execute("SELECT to_regnamespace(%s) IS NOT NULL", (schema,)).fetchone()
         if exists and exists[0]:

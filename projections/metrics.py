@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from caudal.projections._view import View
 
-__all__ = ["COUNTS", "PAID", "metrics"]
+__all__ = ["COUNTS", "PAID", "metrics", "metrics_with"]
 
 # An order counts when it was placed and stands; checkouts, drafts and deals are not orders.
 COUNTS = "coalesce(o.kind, 'order') = 'order' AND coalesce(o.status, 'open') NOT IN ('cancelled', 'voided', 'deleted', 'abandoned')"
@@ -201,16 +204,14 @@ _COLUMNS = {
     "last_seen_at": ("timestamptz", "max(seen)"),
 }
 
-metrics = View(
-    name="metrics",
-    key=("customer_id",),
-    columns={"customer_id": "uuid", **{name: type_ for name, (type_, _) in _COLUMNS.items()}},
-    reads=("orders", "refunds", "tickets", "subscriptions", "feedback", "interactions"),
-    topic="customer.metrics",
+_READS = ("orders", "refunds", "tickets", "subscriptions", "feedback", "interactions")
+
+
+def _select(facts: str, custom: str) -> str:
     # Every kind of fact gives rows of the same shape, summed by customer at the end; money is summed by currency, and what may be a
     # favourite by its value, before. Joins of aggregates are avoided on purpose: without statistics on the touched keys the planner may
     # pick a quadratic one.
-    select=f"""
+    return f"""
         WITH placed AS (
             SELECT s.customer_id, o.*
             FROM subjects s CROSS JOIN LATERAL (
@@ -219,8 +220,37 @@ metrics = View(
                 FROM {{schema}}.orders o WHERE o.subject = s.subject {{fence}}
             ) o
         )
-        SELECT customer_id, {", ".join(f"{sql} AS {name}" for name, (_, sql) in _COLUMNS.items())}
-        FROM ({" UNION ALL ".join(_FACTS)}) facts
+        SELECT customer_id, {", ".join(f"{sql} AS {name}" for name, (_, sql) in _COLUMNS.items())}, {custom} AS custom
+        FROM ({facts}) facts
         GROUP BY customer_id
-    """,
+    """
+
+
+metrics = View(
+    name="metrics",
+    key=("customer_id",),
+    columns={"customer_id": "uuid", **{name: type_ for name, (type_, _) in _COLUMNS.items()}, "custom": "jsonb"},
+    reads=_READS,
+    topic="customer.metrics",
+    select=_select(" UNION ALL ".join(_FACTS), "NULL::jsonb"),
 )
+
+
+def metrics_with(functions: Sequence[str], reads: Sequence[str]) -> View:
+    """The view with custom metrics in its column `custom`.
+
+    Args:
+        functions: each gives, of a customer and the schema, an object of values, or NULL; see custom/metric.py.
+        reads: the facts and views that these read.
+    """
+    values = " || ".join(f"coalesce({name}(k.customer_id, '{{schema}}'), '{{{{}}}}')" for name in functions)
+    nothing = ", ".join(f"NULL::{type_} AS {name}" for name, type_ in _SUMMED.items())
+    facts = f"""SELECT summed.*, NULL::jsonb AS custom FROM ({" UNION ALL ".join(_FACTS)}) summed
+        UNION ALL
+        SELECT customer_id, {nothing}, custom
+        FROM (SELECT k.customer_id, {values} AS custom FROM customers k OFFSET 0) computed WHERE custom <> '{{{{}}}}'"""
+    return replace(
+        metrics,
+        reads=tuple(dict.fromkeys([*_READS, *("links" if name == "subjects" else name for name in reads)])),
+        select=_select(facts, "any_value(custom)"),
+    )

@@ -62,6 +62,7 @@ FACETS = {
 
 _SORT_TYPES = {
     "text": 'text COLLATE "C"', "code": 'text COLLATE "C"', "attribute": 'text COLLATE "C"', "time": "timestamptz", "date": "date",
+    "custom": "jsonb",
 }  # fmt: skip
 _JSONB = {name for view in (profiles, metrics) for name, type_ in view.columns.items() if type_ == "jsonb"}
 
@@ -317,7 +318,7 @@ class Search:
 
 
 async def check_names(conn: psycopg.AsyncConnection[Any], condition: tree.Condition | None) -> None:
-    """That the segments which criteria name are there.
+    """That the segments and the values of custom metrics which criteria name are there.
 
     Raises:
         BadCriteria: one isn't: nobody would be found, and nobody would know why.
@@ -325,6 +326,9 @@ async def check_names(conn: psycopg.AsyncConnection[Any], condition: tree.Condit
     if condition is not None and criteria.segments_named(condition) - SEGMENTS.keys():
         rows = await (await conn.execute(definitions.KNOWN, prepare=False)).fetchall()
         definitions.check_names(condition, [name for (name,) in rows])
+    if condition is not None and criteria.metrics_named(condition):
+        rows = await (await conn.execute(definitions.VALUES, prepare=False)).fetchall()
+        definitions.check_values(condition, [name for (name,) in rows])
 
 
 async def _rows(conn: psycopg.AsyncConnection[Any], statement: str, query: _Query) -> list[Any]:

@@ -18,6 +18,7 @@ from caudal.cli import (
     customers,
     dead_letters,
     feedback,
+    metrics,
     rates,
     replay,
     report,
@@ -76,6 +77,7 @@ app.add_typer(criteria.app, name="criteria")
 app.add_typer(customers.app, name="customers")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(metrics.app, name="metrics")
 app.add_typer(rates.app, name="rates")
 app.add_typer(replay.app, name="replay")
 app.add_typer(scores.app, name="scores")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from caudal.projections.replay import Record
     from caudal.replaying import Replaying
 
-__all__ = ["app", "progress"]
+__all__ = ["app", "opened", "progress"]
 
 app = typer.Typer(
     help="Make the views again from the log, beside the live ones; see what would change; swap them in.",
@@ -103,7 +103,7 @@ def replay(
         verify.rebuild_customer(customer, dry_run=dry_run, as_json=as_json)
         return
     share = _share(max_changed)
-    with _opened(as_json) as work:
+    with opened(as_json) as work:
         left = work.interrupted()
         if view is not None:
             built = work.view(view)
@@ -131,7 +131,7 @@ def resume(
 ) -> None:
     """Go on with the replay that was interrupted."""
     share = _share(max_changed)
-    with _opened(as_json) as work:
+    with opened(as_json) as work:
         _settle(work, work.resume(), dry_run=dry_run, share=share, force=force, yes=yes, as_json=as_json)
 
 
@@ -139,14 +139,14 @@ def resume(
 def swap(id_: Id = None, *, max_changed: MaxChanged = None, force: Force = False, as_json: Json = False) -> None:
     """Swap in what was built: it is caught up with the log and compared again first."""
     share = _share(max_changed)
-    with _opened(as_json) as work:
+    with opened(as_json) as work:
         _told(work.swap(id_, max_changed=share, force=force), as_json)
 
 
 @app.command(epilog=examples("caudal replay rollback"))
 def rollback(*, as_json: Json = False) -> None:
     """Put back the views that the last swap replaced, caught up with the log."""
-    with _opened(as_json) as work:
+    with opened(as_json) as work:
         _told(work.rollback(), as_json)
 
 
@@ -220,7 +220,7 @@ def drop(
 ) -> None:
     """Drop the schemas that replays left: what was live before a swap, and what was never swapped in; what --as-of made only by name."""
     number = int(which) if which and which.isdecimal() else None
-    with _opened(as_json) as work:
+    with opened(as_json) as work:
         dropped = work.drop(number, schema=which if number is None else None, topics=topics)
     if as_json:
         emit(dropped)
@@ -232,7 +232,8 @@ def drop(
 
 
 @contextmanager
-def _opened(as_json: bool) -> Iterator[Replaying]:
+def opened(as_json: bool) -> Iterator[Replaying]:
+    """The right to replay, with a bar that shows how far it is."""
     from caudal import replaying, sources
     from caudal.schemas.codec import Codec, Registry
 

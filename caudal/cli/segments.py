@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from caudal.serving._read import Missing
     from caudal.serving._segments import Segments
 
-__all__ = ["app"]
+__all__ = ["app", "user"]
 
 app = typer.Typer(help="Segments: define them, see who is in them and why.", no_args_is_help=True)
 
@@ -99,7 +99,7 @@ def create(
     if (where is None) != is_list:
         raise typer.BadParameter("give either --where or --list")
     draft = definitions.Draft(name, read_criteria(where) if where is not None else None, description)
-    _show_saved([_change(lambda conn: definitions.create(conn, draft, _user()))], as_json=as_json)
+    _show_saved([_change(lambda conn: definitions.create(conn, draft, user()))], as_json=as_json)
 
 
 @app.command(
@@ -119,7 +119,7 @@ def edit(
     from caudal.projections.membership import definitions
 
     condition = read_criteria(where) if where is not None else None
-    saved = _change(lambda conn: definitions.edit(conn, name, _user(), condition=condition, description=description))
+    saved = _change(lambda conn: definitions.edit(conn, name, user(), condition=condition, description=description))
     _show_saved([saved], as_json=as_json)
 
 
@@ -156,7 +156,7 @@ def apply(
 
     def save(conn: psycopg.Connection[Any]) -> list[Saved]:
         with conn.transaction(force_rollback=dry_run):
-            return definitions.save(conn, drafts, _user())
+            return definitions.save(conn, drafts, user())
 
     _show_saved(_change(save), as_json=as_json)
     if dry_run:
@@ -317,7 +317,7 @@ def _given(words: list[str] | None, file: Path | None) -> Iterator[Iterator[str]
         raise typer.BadParameter(f"{file}: {exc.strerror if isinstance(exc, OSError) else 'not UTF-8'}") from None
 
 
-def _user() -> str:
+def user() -> str:
     """Who changes a definition."""
     try:
         return f"cli:{getpass.getuser()}"

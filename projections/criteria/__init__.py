@@ -29,6 +29,7 @@ from caudal.projections.criteria.tree import (
     json_schema,
     load,
     load_text,
+    metrics_named,
     order,
     segments_named,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "load",
     "load_text",
     "members",
+    "metrics_named",
     "order",
     "parse",
     "predicate",

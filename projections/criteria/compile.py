@@ -273,7 +273,7 @@ class Compiler:
         """The SQL of a field's value."""
         sql = found.sql.replace("{now}", self.now).replace("{today}", f"({self.now} AT TIME ZONE 'UTC')::date")
         shared = self.shared if found.reads in {"profiles", "metrics"} and found.kind not in _TEXTS else None
-        if found.kind in {"money", "attribute"}:
+        if found.kind in {"money", "attribute", "custom"}:
             asked = f"{found.sql} {part}"
             if shared is not None and asked in shared.values:
                 return shared.value("", asked)
@@ -304,6 +304,8 @@ class Compiler:
                 return self._ordered(
                     f"(CASE WHEN {sql} ~ {plain} THEN ({sql})::float8 END)", op, _each(value, float), "float8"
                 )
+            case "custom":
+                return self._custom(sql, op, value)
             case "time":
                 return self._ordered(sql, op, _each(value, moment), "timestamptz")
             case "date":
@@ -311,9 +313,23 @@ class Compiler:
             case _:
                 return self._ordered(sql, op, *_numbers(value))
 
+    def _custom(self, sql: str, op: str, value: tree.Value) -> str:
+        """A comparison of a value that is JSON; with one of another type it doesn't hold."""
+        first = value[0] if isinstance(value, list) else value
+        text = f"({sql} #>> '{{}}')"
+        if isinstance(first, bool):
+            return f"{sql} {_SQL_OPERATOR[op]} to_jsonb({self.value(value, 'boolean')}) AND jsonb_typeof({sql}) = 'boolean'"
+        if not isinstance(first, str):
+            number = f"CASE WHEN jsonb_typeof({sql}) = 'number' THEN {text}::float8 END"
+            return self._ordered(number, op, _each(value, float), "float8")
+        if op in _MOMENTS:
+            time = f"CASE WHEN {text} ~ {_ISO} THEN {text}::timestamptz END"
+            return self._ordered(time, op, _each(value, moment), "timestamptz")
+        return self._text(f"CASE WHEN jsonb_typeof({sql}) = 'string' THEN {text} END", op, value, _folded)
+
     def _text(self, sql: str, op: str, value: tree.Value, form: Callable[[str], str]) -> str:
         here = form(sql)
-        if self.shared is not None and here != sql and not sql.startswith("e.") and not _OF_FACT.search(sql):
+        if self.shared is not None and here != sql and not _NOT_OF_A_VIEW.search(sql):
             here = self.shared.value(here)
         if isinstance(value, list):
             given = f"ARRAY(SELECT {form('e')} FROM unnest({self.value(value, 'text[]')}) e)"
@@ -482,8 +498,10 @@ class Compiler:
 
 
 _COLUMN = re.compile(r"[pm]\.[a-z_]+")
-_OF_FACT = re.compile(r"\b[fi]\.")
+_NOT_OF_A_VIEW = re.compile(r"\b[efi]\.")
 _TEXTS = {"text", "code", "list", "codes"}
+_MOMENTS = {"<", "<=", ">", ">=", "between"}
+_ISO = "'^[0-9]{4}-[01][0-9]-[0-3][0-9](T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]\\.[0-9]{6}Z)?$'"
 _SQL_OPERATOR = {"=": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 
 

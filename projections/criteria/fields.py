@@ -15,7 +15,7 @@ from caudal.projections.profiles import FIELDS as PROFILE_FIELDS
 
 __all__ = ["FACT_KINDS", "FIELDS", "HUB_TABLES", "OPERATORS", "SPEND_BASE", "FactKind", "Field", "Kind", "exponent"]
 
-Kind = Literal["text", "code", "number", "money", "time", "date", "list", "codes", "attribute", "days", "age"]
+Kind = Literal["text", "code", "number", "money", "time", "date", "list", "codes", "attribute", "custom", "days", "age"]
 
 _ORDERED = ("=", "!=", "<", "<=", ">", ">=", "between")
 OPERATORS: Mapping[Kind, tuple[str, ...]] = {
@@ -28,6 +28,7 @@ OPERATORS: Mapping[Kind, tuple[str, ...]] = {
     "list": ("has", "known"),
     "codes": ("has", "known"),
     "attribute": (*_ORDERED, "in", "not in", "contains", "starts with", "known"),
+    "custom": (*_ORDERED, "in", "not in", "contains", "starts with", "known"),
     "days": (*_ORDERED, "known"),
     "age": (*_ORDERED, "in", "not in", "known"),
 }
@@ -206,9 +207,12 @@ FIELDS: Mapping[str, Field] = {
     **_profile(),
     "attributes": Field("attribute", "(p.attributes ->> {attribute})", "profiles", "custom attributes, by name"),
     **_metrics(),
+    "custom": Field("custom", "(m.custom -> {attribute})", "metrics", "values of custom metrics, by name"),
     **_scores(),
 }
-"""Name → field of a customer. `attributes` and fields of kind `money` are followed by a dot and the attribute or the currency."""
+"""Name → field of a customer. `attributes`, `custom` and fields of kind `money` are followed by a dot and the attribute, the value's name
+or the currency.
+"""
 
 
 def _of(table: str, **kinds: str) -> dict[str, Field]:

@@ -52,6 +52,7 @@ __all__ = [
     "json_schema",
     "load",
     "load_text",
+    "metrics_named",
     "moment",
     "order",
     "walk",
@@ -66,6 +67,7 @@ MAX_WINDOW = timedelta(days=3650)
 _RAW_DEPTH = 4 * MAX_DEPTH
 _RAW_ITEMS = 20_000
 _INTEGER = 2**63
+CUSTOM = "custom."
 
 
 class BadCriteria(Poison):
@@ -462,7 +464,9 @@ def field_of(name: str, fields: Mapping[str, Field], path: str = "") -> tuple[Fi
         raise BadCriteria("the currency is missing, as in spend_minor.BRL", path=path)
     if field.kind == "attribute" and not rest:
         raise BadCriteria("the attribute's name is missing, as in attributes.tier", path=path)
-    if dot and field.kind not in {"money", "attribute"}:
+    if field.kind == "custom" and not rest:
+        raise BadCriteria("the value's name is missing, as in custom.repeat_orders", path=path)
+    if dot and field.kind not in {"money", "attribute", "custom"}:
         raise BadCriteria("this field has no parts", path=path)
     return field, rest
 
@@ -494,7 +498,7 @@ def _check_value(field: Field, op: str, value: Value, path: str) -> None:
         values = [(value, at)]
     for each, place in values:
         _check_scalar(field, op, each, place)
-    if field.kind == "attribute" and len({isinstance(each, str) for each, _ in values}) > 1:
+    if field.kind in {"attribute", "custom"} and len({isinstance(each, str) for each, _ in values}) > 1:
         raise BadCriteria("texts and numbers can't be mixed", path=at)
 
 
@@ -522,6 +526,12 @@ def _check_scalar(field: Field, op: str, value: bool | int | float | str, path: 
             wants_number = op in {"<", "<=", ">", ">=", "between"}
             if not (number or isinstance(value, str)) or (number and wants_text) or (not number and wants_number):
                 raise BadCriteria(f"a {'number' if wants_number else 'text'} is needed", path=path)
+        case "custom" if op in {"contains", "starts with"} and not isinstance(value, str):
+            raise BadCriteria("a text is needed", path=path)
+        case "custom" if isinstance(value, bool) and op not in {"=", "!="}:
+            raise BadCriteria("true and false can only be asked for by = and !=", path=path)
+        case "custom" if isinstance(value, str) and op in {"<", "<=", ">", ">=", "between"}:
+            moment(value, path)
         case _:
             pass
 
@@ -569,6 +579,15 @@ def moment(text: object, path: str = "") -> datetime:
 def segments_named(condition: Condition) -> set[str]:
     """The segments whose members a condition speaks of."""
     return {node.segment for _, node in walk(condition) if isinstance(node, Segment)}
+
+
+def metrics_named(condition: Condition) -> dict[str, str]:
+    """The values of custom metrics that a condition speaks of, with the path of each."""
+    return {
+        node.field.removeprefix(CUSTOM): _under(path, "field")
+        for path, node in walk(condition)
+        if isinstance(node, Compare) and node.field.startswith(CUSTOM)
+    }
 
 
 def order(criteria: Mapping[str, Condition]) -> list[str]:

@@ -26,6 +26,7 @@ __all__ = [
     "COLUMNS",
     "KNOWN",
     "NAME",
+    "VALUES",
     "BadSegment",
     "Draft",
     "Saved",
@@ -34,6 +35,7 @@ __all__ = [
     "UnknownSegment",
     "archive",
     "check_names",
+    "check_values",
     "create",
     "defined",
     "edit",
@@ -47,6 +49,8 @@ __all__ = [
 COLUMNS = "id, name, version, state, description, criteria, filled, revision, created_at, changed_at"
 KNOWN = "SELECT name FROM hub.segments WHERE state NOT IN ('leaving', 'archived')"
 """The names of the segments that criteria may speak of, beside the built-in ones."""
+VALUES = "SELECT jsonb_object_keys(columns) FROM hub.custom_metrics"
+"""The values of custom metrics that criteria may speak of."""
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _MAX_DESCRIPTION = 1_000
 _GONE = {"leaving", "archived"}
@@ -200,7 +204,7 @@ def save(conn: psycopg.Connection[Any], drafts: Sequence[Draft], by: str) -> lis
     Raises:
         BadSegment: a name or a description that can't be.
         SegmentConflict: a list can't get criteria, nor criteria become a list.
-        BadCriteria: criteria name a segment that isn't there, or contain each other.
+        BadCriteria: criteria name a segment or a custom metric that isn't there, or contain each other.
     """
     for draft in drafts:
         _check(draft)
@@ -214,6 +218,8 @@ def save(conn: psycopg.Connection[Any], drafts: Sequence[Draft], by: str) -> lis
         trees |= {name: draft.condition for name, draft in wanted.items()}
         for draft in drafts:
             check_names(draft.condition, trees)
+            if draft.condition is not None and criteria.metrics_named(draft.condition):
+                check_values(draft.condition, [name for (name,) in conn.execute(VALUES)])
         criteria.order({name: condition for name, condition in trees.items() if condition is not None})
         ordered = criteria.order({name: d.condition for name, d in wanted.items() if d.condition is not None})
         lists = [name for name in wanted if name not in ordered]
@@ -276,6 +282,19 @@ def check_names(condition: Condition | None, known: Collection[str]) -> None:
             near = get_close_matches(node.segment, [*known, *SEGMENTS], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise BadCriteria(f"unknown segment{hint}", path=f"{path}.segment" if path else "segment")
+
+
+def check_values(condition: Condition, known: Collection[str]) -> None:
+    """That the criteria name no other values of custom metrics than these.
+
+    Raises:
+        BadCriteria: they do; `path` leads there.
+    """
+    for name, path in criteria.metrics_named(condition).items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean custom.{near[0]}?" if near else ""
+            raise BadCriteria(f"unknown value of a custom metric{hint}", path=path)
 
 
 def _save(conn: psycopg.Connection[Any], draft: Draft, before: Segment | None, by: str) -> Saved:

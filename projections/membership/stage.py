@@ -27,7 +27,8 @@ from caudal.projections import criteria
 from caudal.projections._batch import LINKED
 from caudal.projections._publish import output_partition
 from caudal.projections._runner import mask_of, partition_count
-from caudal.projections._schema import LIVE, SWAP_LOCK
+from caudal.projections._schema import LIVE, SWAP_LOCK, VIEWS, views
+from caudal.projections._view import View
 from caudal.projections.criteria.fields import HUB_TABLES
 from caudal.projections.membership.definitions import Segment, defined
 from caudal.projections.segments import SEGMENTS, segment_members
@@ -290,7 +291,7 @@ class Memberships:
 
     def _load(self, conn: psycopg.Connection[Any], revision: int) -> None:
         self._segments = {segment.id: segment for segment in defined(conn)}
-        self._bundles = bundles([s for s in self._segments.values() if s.state != "leaving"])
+        self._bundles = bundles([s for s in self._segments.values() if s.state != "leaving"], views(conn))
         self._revision = revision
         names = {segment.id: bundle.name for bundle in self._bundles for segment in bundle.segments}
         moved = conn.execute(
@@ -361,15 +362,15 @@ def refill(conn: psycopg.Connection[Any], *, reading: str | None = None) -> None
     )
 
 
-def bundles(segments: Sequence[Segment]) -> list[_Bundle]:
-    """Segments in bundles, in the order in which they can be judged."""
+def bundles(segments: Sequence[Segment], views: Sequence[View] = VIEWS) -> list[_Bundle]:
+    """Segments in bundles, in the order in which they can be judged. `views` say which facts a view reads."""
     by_name = {segment.name: segment for segment in segments}
     conditions = {s.name: s.condition for s in segments if s.condition is not None}
     levels: dict[str, int] = dict.fromkeys(by_name, 0)
     named = {name: criteria.segments_named(condition) for name, condition in conditions.items()}
     for name in criteria.order(conditions):
         levels[name] = max((levels[other] + 1 for other in named[name] if other in levels), default=0)
-    masks = {name: _mask(condition) for name, condition in conditions.items()}
+    masks = {name: _mask(condition, views) for name, condition in conditions.items()}
     together: dict[tuple[int, int, int, bool], list[Segment]] = defaultdict(list)
     for segment in sorted(segments, key=lambda segment: segment.id):
         mask = masks.get(segment.name, LINKED)
@@ -395,12 +396,12 @@ def _numbered(statement: str) -> tuple[str, list[str]]:
     return re.sub(r"%\((\w+)\)s", number, statement).replace("%%", "%"), [*numbers]
 
 
-def _mask(condition: criteria.Condition) -> int:
+def _mask(condition: criteria.Condition, views: Sequence[View]) -> int:
     """The facts whose change can change the answer; what it says of defined segments is followed by itself."""
     names = set(criteria.reads(condition)) - HUB_TABLES
     if not criteria.segments_named(condition) & SEGMENTS.keys():
         names.discard(segment_members.name)
-    return LINKED | mask_of(names)
+    return LINKED | mask_of(names, views)
 
 
 _WAITING = """

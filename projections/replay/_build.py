@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 from caudal.projections import _rollup, _sql
-from caudal.projections._schema import FACTS, FIRST, MAKING_LOCK, ROLLUPS, VIEWS, describe
+from caudal.projections._schema import FACTS, FIRST, MAKING_LOCK, ROLLUPS, describe, views
 from caudal.projections.replay import _build_sql, _log
 from caudal.projections.replay._load import Part, load
 from caudal.schemas.codec import Codec
@@ -122,7 +122,7 @@ class Build:
             if self._finished(conn):
                 return self._offsets(conn)
             self._prepare(conn)
-            steps = self._views()
+            steps = self._views(conn)
             if LOADED not in self._done(conn):
                 self._load(conn, progress)
                 steps = self._facts(conn) | steps
@@ -134,7 +134,7 @@ class Build:
 
     def _finished(self, conn: psycopg.Connection[Any]) -> bool:
         row = conn.execute("SELECT obj_description(to_regnamespace(%s), 'pg_namespace')", (self._schema,)).fetchone()
-        return bool(row and row[0] == _sql.definition(FACTS, VIEWS))
+        return bool(row and row[0] == _sql.definition(FACTS, views(conn)))
 
     def _prepare(self, conn: psycopg.Connection[Any]) -> None:
         """Make the schema with its load tables, unless it is there and can be gone on with."""
@@ -234,14 +234,14 @@ class Build:
         loaded = ", ".join(f"{self._schema}.{name}" for name in ("load_subjects", "load_gone", "load_offsets"))
         return steps | {LOADED: Step([f"DROP TABLE {loaded}"], "facts", frozenset(steps))}
 
-    def _views(self) -> dict[str, Step]:
+    def _views(self, conn: psycopg.Connection[Any]) -> dict[str, Step]:
         return {
             view.name: Step(
                 _build_sql.view_steps(self._schema, view, self._priority),
                 "views",
-                frozenset({"links", *re.findall(r"\{schema\}\.(\w+)", view.select)}),
+                frozenset({"links", *view.reads, *re.findall(r"\{schema\}\.(\w+)", view.select)}),
             )
-            for view in VIEWS
+            for view in views(conn)
         } | {
             rollup.table: Step(
                 _rollup.fill(self._schema, rollup), "views", frozenset(part.fact for part in rollup.parts)

@@ -7,7 +7,7 @@ touched is computed again while it stands still, just before the comparison and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -15,6 +15,7 @@ from caudal.projections import _sql
 from caudal.projections._batch import ALL
 from caudal.projections._schema import FACTS, LIVE, MAKING_LOCK, VIEWS, describe
 from caudal.projections._view import View
+from caudal.projections.custom.metric import Metric, defined, install, store, with_custom
 from caudal.projections.replay import _build_sql, _diff
 from caudal.projections.replay._beside import still
 from caudal.projections.replay._build import Progress
@@ -31,7 +32,7 @@ NOTED = "interval '15 minutes'"
 TRIES = 10
 
 
-def concerned(name: str) -> list[View]:
+def concerned(name: str, views: Sequence[View]) -> list[View]:
     """The view and those that read it, in the order in which they are refreshed.
 
     Raises:
@@ -39,12 +40,12 @@ def concerned(name: str) -> list[View]:
     """
     names = {name}
     found = []
-    for view in VIEWS:
+    for view in views:
         if view.name == name or names & set(view.reads):
             names.add(view.name)
             found.append(view)
     if not found or found[0].name != name:
-        raise ReplayRefused(f"there is no view {name}", hint=", ".join(view.name for view in VIEWS))
+        raise ReplayRefused(f"there is no view {name}", hint=", ".join(view.name for view in views))
     return found
 
 
@@ -52,9 +53,17 @@ class OneView:
     """The rebuild of one view, with those that read it, into tables beside the live ones."""
 
     def __init__(
-        self, settings: Settings, conn: psycopg.Connection[Any], *, name: str, schema: str, priority: str
+        self,
+        settings: Settings,
+        conn: psycopg.Connection[Any],
+        *,
+        name: str,
+        schema: str,
+        priority: str,
+        custom: Sequence[Metric] | None = None,
+        by: str = "",
     ) -> None:
-        """Begin: the live projection notes what it touches from now on.
+        """Begin: the live projection notes what it touches from now on. See `Replay.view`.
 
         Raises:
             ReplayRefused: there is no such view, or the live schema's other tables are not of today's definitions.
@@ -63,8 +72,12 @@ class OneView:
         self._conn = conn
         self._schema = schema
         self._priority = priority
-        self.views = concerned(name)
+        self._custom = custom
+        self._by = by
+        self._all = with_custom(VIEWS, defined(conn) if custom is None else custom)
+        self.views = concerned(name, self._all)
         self._check()
+        install(conn, custom or ())
         for statement in _sql.STAGES:
             if "touched" in statement:
                 conn.execute(statement)
@@ -80,7 +93,7 @@ class OneView:
         """Make the tables."""
         rebuilt = {view.name for view in self.views}
         self._conn.execute(f"CREATE SCHEMA {self._schema}")
-        for table in ("links", *(fact.name for fact in FACTS), *(view.name for view in VIEWS)):
+        for table in ("links", *(fact.name for fact in FACTS), *(view.name for view in self._all)):
             if table not in rebuilt:  # what a view reads is where its SELECT looks for it
                 self._conn.execute(f"CREATE VIEW {self._schema}.{table} AS SELECT * FROM {LIVE}.{table}")
         for done, view in enumerate(self.views):
@@ -135,7 +148,7 @@ class OneView:
 
     def _check(self) -> None:
         rebuilt = {view.name for view in self.views}
-        for table, digest in _sql.definitions(FACTS, VIEWS).items():
+        for table, digest in _sql.definitions(FACTS, self._all).items():
             row = self._conn.execute(
                 "SELECT obj_description(to_regclass(%s), 'pg_class')", (f"{LIVE}.{table}",)
             ).fetchone()
@@ -176,11 +189,13 @@ class OneView:
             self._conn.execute(f"ALTER TABLE IF EXISTS {LIVE}.{view.name} SET SCHEMA {away}")
             self._conn.execute(f"ALTER TABLE {self._schema}.{view.name} SET SCHEMA {LIVE}")
         row = self._conn.execute("SELECT obj_description(to_regnamespace(%s), 'pg_namespace')", (LIVE,)).fetchone()
-        if row is None or row[0] != _sql.definition(FACTS, VIEWS):
+        if row is None or row[0] != _sql.definition(FACTS, self._all):
             # another table of offsets tells workers of the release before that the definition is another
             self._conn.execute(f"ALTER TABLE {LIVE}.offsets SET SCHEMA {away}")
             for statement in _sql.books(LIVE)["offsets"]:
                 self._conn.execute(statement)
             self._conn.execute(f"INSERT INTO {LIVE}.offsets SELECT * FROM {away}.offsets")
+        if self._custom is not None:
+            store(self._conn, self._custom, self._by)
         describe(self._conn, LIVE)
         self._conn.execute(f"DROP SCHEMA {away} CASCADE")

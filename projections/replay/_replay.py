@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
 
 import psycopg
 from caudal.projections import _sql
-from caudal.projections._schema import FACTS, LIVE, MAKING_LOCK, VIEWS, ensure_live
+from caudal.projections._schema import FACTS, LIVE, MAKING_LOCK, VIEWS, ensure_live, views
+from caudal.projections.custom.apply import Plan, plan
+from caudal.projections.custom.metric import Metric, store
 from caudal.projections.membership.stage import refill
+from caudal.projections.metrics import metrics
 from caudal.projections.replay import _diff, _log
 from caudal.projections.replay._beside import Beside, existing, offsets
 from caudal.projections.replay._build import Build, Progress
@@ -89,10 +92,11 @@ class Replay:
             generation = generations.current(self._conn)
         return self._begin("full", {"truncated": truncated, "generation": generation})
 
-    def view(self, name: str) -> Record:
+    def view(self, name: str, *, custom: Sequence[Metric] | None = None, by: str = "") -> Record:
         """Make one view again from the facts that are there, with the views that read it, and compare; `swap` puts it in place.
 
-        It is not kept when this object is closed before.
+        It is not kept when this object is closed before. `custom` are the custom metrics that there shall be, if others than now,
+        and `by` who wants them.
 
         Raises:
             ReplayRefused: there is no such view, or other tables are not of today's definitions either.
@@ -104,14 +108,30 @@ class Replay:
         noting = self._noting(job)
         with self._ending(job), postgres.translated():
             schema = job.record().schema
-            one = OneView(
-                self._settings, self._conn, name=name, schema=schema, priority=_sql.priority_sql(self._priorities)
-            )
+            priority = _sql.priority_sql(self._priorities)
+            one = OneView(self._settings, self._conn, name=name, schema=schema, priority=priority, custom=custom, by=by)
             self._view = (job, one)
             one.build(noting)
             diff = one.compare(noting)
         job.put(diff=Jsonb(diff))
         return job.record()
+
+    def custom_metrics(self, save: Sequence[Metric], remove: Sequence[str], *, by: str) -> Plan:
+        """Save and remove custom metrics; their values are computed for everyone, beside the live view, and put in its place.
+
+        Raises:
+            BadMetric: see `custom.apply.plan`.
+            ReplayRefused: other tables are not of today's definitions.
+        """
+        with postgres.translated():
+            planned = plan(self._conn, save=save, remove=remove)
+            if not planned.rebuilt:
+                with self._conn.transaction():
+                    store(self._conn, planned.metrics, by)
+        if planned.rebuilt:
+            self.view(metrics.name, custom=planned.metrics, by=by)
+            self.swap()
+        return planned
 
     def close(self) -> None:
         """Drop a view that was made and not swapped in."""
@@ -319,7 +339,7 @@ class Replay:
 
     def _defined_today(self, schema: str) -> bool:
         row = self._conn.execute("SELECT obj_description(to_regnamespace(%s), 'pg_namespace')", (schema,)).fetchone()
-        return bool(row and row[0] == _sql.definition(FACTS, VIEWS))
+        return bool(row and row[0] == _sql.definition(FACTS, views(self._conn)))
 
     def _noting(self, job: Job) -> Callable[[Progress], None]:
         def note(progress: Progress) -> None:

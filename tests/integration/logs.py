@@ -8,6 +8,7 @@ from zlib import crc32
 
 import psycopg
 from caudal.projections import FACTS, LIVE, ROLLUPS, VIEWS, Runner, rollup_of_facts, rollup_rows, select_sql
+from caudal.projections._schema import views
 from caudal.schemas import Event
 from caudal.schemas.codec import Codec
 
@@ -70,7 +71,7 @@ def rebuilt(conn: psycopg.Connection[Any]) -> dict[str, tuple[list[Any], list[An
             conn.execute(f"({table}) EXCEPT ({select})").fetchall(),
             conn.execute(f"({select}) EXCEPT ({table})").fetchall(),
         )
-    for view in VIEWS:
+    for view in views(conn):
         columns = ", ".join(view.columns)
         select = f"SELECT {columns} FROM ({select_sql(view, LIVE, '0')}) fresh"
         table = f"SELECT {columns} FROM {LIVE}.{view.name}"

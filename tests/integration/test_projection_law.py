@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from caudal.projections import Runner, _runner
+from caudal.projections.custom.metric import Metric, install, store
 from caudal.projections.replay import Build
 from caudal.projections.replay._load import Loader
 from caudal.schemas import (
@@ -159,9 +160,26 @@ def fields_of(event: Event) -> list[str]:
     return [name for cls in type(event).__mro__ for name in getattr(cls, "__slots__", ())]
 
 
+CUSTOM = Metric(
+    "law", "",
+    """
+        SELECT s.customer_id, count(DISTINCT o.order_id) FILTER (WHERE o.status = 'paid') AS paid,
+               round(avg(o.total_minor), 2) AS mean_minor, max(o.placed_at) AS placed_at, bool_or(s.deleted_at IS NOT NULL) AS left_us,
+               string_agg(DISTINCT a.value, ',' ORDER BY a.value) AS words, 60 / nullif(sum(o.total_minor), 300) AS share
+        FROM subjects s LEFT JOIN orders o USING (subject) LEFT JOIN profile_attributes a USING (subject) GROUP BY 1
+    """,
+    {"paid": "integer", "mean_minor": "number", "placed_at": "time", "left_us": "boolean", "words": "text", "share": "number"},
+    ("subjects", "orders", "profile_attributes"),
+)  # fmt: skip
+"""Of three facts and all types; of customers whose orders come to nothing it can't be computed: they have no value of it."""
+
+
 @pytest.fixture
 def runner(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
     monkeypatch.setattr(_runner, "FOLD_BATCHES", 2)
+    with connect(settings) as conn:
+        install(conn, [CUSTOM])
+        store(conn, [CUSTOM], "tests")
     runner = Runner(settings, Codec(LocalRegistry(settings.kafka.topic_prefix)))
     runner.positions(range(PARTITIONS))
     yield runner

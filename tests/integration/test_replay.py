@@ -23,10 +23,10 @@ import orjson
 import psycopg
 import pytest
 from api_server import running, token_of
-from caudal.projections import VIEWS, Runner, _runner, _schema
+from caudal.projections import VIEWS, Runner, _schema
 from caudal.projections._view import View
 from caudal.projections.metrics import metrics
-from caudal.projections.replay import Record, _build, _one_view, _replay, cancel, drop, held
+from caudal.projections.replay import Record, _one_view, _replay, cancel, drop, held
 from caudal.projections.replay import _load as loading
 from caudal.projections.replay._log import Reader
 from caudal.schemas.codec import Codec
@@ -137,9 +137,8 @@ def redefine(monkeypatch: pytest.MonkeyPatch, *changed: View) -> None:
     """Take these views in the place of those of the same name, or besides, as a new release would."""
     new = {view.name: view for view in changed}
     views = (*(new.pop(view.name, view) for view in VIEWS), *new.values())
-    for module in (_schema, _runner, _build, _one_view, _replay):
+    for module in (_schema, _one_view, _replay):
         monkeypatch.setattr(module, "VIEWS", views)
-    monkeypatch.setattr(_runner, "_VIEWS", {view.name: view for view in views})
 
 
 def test_a_changed_definition_is_built_beside_the_live_one_and_swapped_in(

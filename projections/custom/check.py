@@ -1,0 +1,266 @@
+"""Whether a SELECT may become a metric: PostgreSQL reads it, in a transaction that is rolled back, and says what it is made of.
+
+What a metric says of a customer must follow from that customer's facts. So it may read nothing else, and use no function that
+writes, waits, or gives something else another time: the clock, chance, settings, the order in which rows happen to lie.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from caudal.projections._schema import LIVE
+from caudal.projections.custom.metric import RELATIONS, Metric
+from caudal.projections.custom.source import BadMetric, Source
+
+__all__ = ["Checked", "check"]
+
+SAMPLE = 200
+"""Customers of whom a metric is computed to see whether it can be."""
+SAMPLE_MS = 5_000
+"""So long that may take: a metric is computed again for every customer that an event touches."""
+MOST_VALUES = 20
+
+_TYPES = {
+    "int2": "integer", "int4": "integer", "int8": "integer", "numeric": "number", "float4": "number", "float8": "number",
+    "text": "text", "varchar": "text", "bool": "boolean", "timestamptz": "time", "date": "date",
+}  # fmt: skip
+_OF_ROWS = {
+    "array_agg", "string_agg", "json_agg", "jsonb_agg", "json_object_agg", "jsonb_object_agg", "any_value", "xmlagg", "json_arrayagg",
+    "json_objectagg",
+}  # fmt: skip
+"""Aggregates that give something else when rows come in another order."""
+_FLOATS = {700, 701}
+_FIXED = {
+    "concat", "concat_ws", "format", "to_char", "to_date", "array_to_string", "to_json", "to_jsonb", "jsonb_build_object",
+    "json_build_object", "jsonb_build_array", "json_build_array", "anytextcat", "textanycat",
+}  # fmt: skip
+"""Functions that depend on settings which every session of ours has alike. So do those of times with a zone: it is UTC."""
+_TIMESTAMPTZ = 1184
+_READ_AS_TIME = {1082, 1083, 1114, 1184, 1266}
+_SPECIAL = re.compile(r"'\s*(now|today|tomorrow|yesterday|allballs)\s*'", re.IGNORECASE)
+_FUNCTION = re.compile(r":(?:funcid|opfuncid|aggfnoid|winfnoid) (\d+)")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A metric that can be used, and what it gives.
+
+    Attributes:
+        metric: it.
+        customers: of how many customers it was computed.
+        known: value → of how many of them it is known.
+        example: the values of one of them.
+    """
+
+    metric: Metric
+    customers: int
+    known: dict[str, int]
+    example: dict[str, Any]
+
+
+def check(conn: psycopg.Connection[Any], source: Source) -> Checked:
+    """The metric of a file. The live schema must be there; nothing is changed.
+
+    Raises:
+        BadMetric: it can't be one; says why, with the line and the column.
+    """
+    with conn.transaction(force_rollback=True):
+        conn.execute(f"SET LOCAL statement_timeout = {SAMPLE_MS}")
+        _relations(conn)
+        _parsed(conn, source)
+        columns, reads = _columns(conn, source), _looked_through(conn, source)
+        metric = Metric(source.name, source.title, source.statement, columns, reads)
+        conn.execute("DROP SCHEMA metric_check CASCADE")
+        return _computed(conn, source, metric)
+
+
+def _relations(conn: psycopg.Connection[Any]) -> None:
+    """Views of the names that a SELECT may use, in a schema of their own."""
+    conn.execute("CREATE SCHEMA metric_check")
+    conn.execute(
+        f"""CREATE VIEW metric_check.subjects AS
+            SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at FROM {LIVE}.links"""
+    )
+    for name in RELATIONS[1:]:
+        own = "" if name == "profiles" else "NULL::uuid AS customer_id, "
+        conn.execute(f"CREATE VIEW metric_check.{name} AS SELECT {own}x.* FROM {LIVE}.{name} x")
+    conn.execute("SET LOCAL search_path = metric_check")
+
+
+def _parsed(conn: psycopg.Connection[Any], source: Source) -> None:
+    begin = "CREATE VIEW metric_check.metric AS\n"
+    try:
+        with conn.transaction():
+            # with parameters, even none, the protocol takes one statement only
+            conn.cursor(binary=True).execute(begin + source.statement)
+    except psycopg.Error as exc:
+        raise _fault(exc, source, len(begin)) from None
+
+
+def _fault(exc: psycopg.Error, source: Source, before: int) -> BadMetric:
+    said = exc.diag.message_primary or type(exc).__name__
+    if "multiple commands" in said:
+        return source.fault("one SELECT is needed, and nothing after it", source.statement.find(";"))
+    if said == 'column "?column?" specified more than once':
+        said = "every value needs a name, as in `count(*) AS orders`"
+    place = exc.diag.statement_position
+    hint = exc.diag.message_hint
+    return source.fault(said, int(place) - 1 - before if place else None, hint=hint)
+
+
+def _columns(conn: psycopg.Connection[Any], source: Source) -> dict[str, str]:
+    """The values that it gives, with their types."""
+    rows = conn.execute(
+        """SELECT attname, t.typname, format_type(a.atttypid, NULL) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+           WHERE attrelid = 'metric_check.metric'::regclass AND attnum > 0 ORDER BY attnum"""
+    ).fetchall()
+    found = {}
+    for name, type_, shown in rows:
+        if name == "customer_id":
+            continue
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
+            raise source.fault("every value needs a name in lower case, as in `count(*) AS orders`", source.find(name))
+        if type_ not in _TYPES:
+            raise source.fault(
+                f"{name} is of type {shown}",
+                source.find(name),
+                hint="a number, a text, a boolean, a date or a timestamptz is needed; cast it",
+            )
+        found[name] = _TYPES[type_]
+    if not 1 <= len(found) <= MOST_VALUES:
+        raise source.fault(f"1 to {MOST_VALUES} values besides customer_id are needed, not {len(found)}", None)
+    return found
+
+
+def _looked_through(conn: psycopg.Connection[Any], source: Source) -> tuple[str, ...]:
+    """The relations that it reads; refuses what is not of the customer's facts alone."""
+    row = conn.execute(
+        "SELECT ev_action::text FROM pg_rewrite WHERE ev_class = 'metric_check.metric'::regclass"
+    ).fetchone()
+    assert row is not None
+    tree = re.sub(r"\\.", "", row[0], flags=re.DOTALL)
+    _functions(conn, source, {int(oid) for oid in _FUNCTION.findall(tree)})
+    if "{SQLVALUEFUNCTION " in tree:
+        raise source.fault(*_clock(source))
+    if special := _SPECIAL.search(source.statement):
+        raise source.fault("a metric can't tell the time: its value would change with no event", special.start())
+    if ":hasRecursive true" in tree:
+        raise source.fault("WITH RECURSIVE isn't possible here", source.find("recursive"))
+    if ":hasForUpdate true" in tree:
+        raise source.fault("a metric locks nothing", source.find("for"))
+    for node in _nodes(tree):
+        _node(conn, source, node)
+    rows = conn.execute(
+        """SELECT c.relname, c.relnamespace = 'metric_check'::regnamespace, c.oid::regclass::text
+           FROM pg_class c WHERE c.oid = ANY (%s::oid[]) ORDER BY 1""",
+        ([int(oid) for oid in re.findall(r":relid (\d+)", tree)],),
+    ).fetchall()
+    for name, ours, shown in rows:
+        if not ours:
+            raise source.fault(
+                f"{shown} can't be read here", source.find(name), hint=f"there are {', '.join(RELATIONS)}"
+            )
+    return tuple(name for name in RELATIONS if name in {name for name, _, _ in rows})
+
+
+def _functions(conn: psycopg.Connection[Any], source: Source, oids: set[int]) -> None:
+    rows = conn.execute(
+        """SELECT p.proname, n.nspname, p.provolatile::text, p.pronargs, %s = ANY (p.proargtypes::oid[]) OR p.prorettype = %s
+           FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = ANY (%s::oid[]) ORDER BY p.proname""",
+        (_TIMESTAMPTZ, _TIMESTAMPTZ, sorted(oids)),
+    )
+    for name, schema, volatile, arguments, of_time in rows.fetchall():
+        if (schema, name) == ("hub", "fold") or (schema == "pg_catalog" and volatile == "i"):
+            continue
+        tells_time = name == "age" and arguments == 1
+        if (
+            schema == "pg_catalog"
+            and volatile == "s"
+            and (name in _FIXED or (of_time and arguments))
+            and not tells_time
+        ):
+            continue
+        if schema == "pg_catalog" and (tells_time or name in {"now", "statement_timestamp", "clock_timestamp"}):
+            raise source.fault(*_clock(source, name))
+        raise source.fault(
+            f"{name}() can't be used here: what a metric gives must follow from the customer's facts alone",
+            source.find(name),
+        )
+
+
+def _clock(source: Source, *names: str) -> tuple[str, int | None]:
+    words = (*names, "current_date", "current_timestamp", "current_time", "localtimestamp", "localtime", "current_user")
+    places = [place for word in words if (place := source.find(word)) is not None]
+    text = (
+        "a metric can't tell the time: its value would change with no event; keep the time, and compare it in criteria"
+    )
+    return text, places[0] if places else None
+
+
+def _node(conn: psycopg.Connection[Any], source: Source, node: str) -> None:
+    """Refuse what depends on the order of rows, and texts that are read as times (`now` is one)."""
+    if node.startswith("{COERCEVIAIO "):
+        if int(_number(node, "resulttype")) in _READ_AS_TIME:
+            raise source.fault(
+                "a text can't be cast to a time here",
+                source.find("::"),
+                hint="use to_date or to_timestamp with a format",
+            )
+    elif node.startswith("{AGGREF ") and ":aggorder <>" in node:
+        row = conn.execute("SELECT proname FROM pg_proc WHERE oid = %s", (_number(node, "aggfnoid"),)).fetchone()
+        assert row is not None
+        name = row[0]
+        if name in _OF_ROWS:
+            raise source.fault(
+                f"{name}() needs an order: rows come in any", source.find(name), hint=f"{name}(… ORDER BY …)"
+            )
+        types = re.search(r":aggargtypes \(o ([\d ]+)\)", node)
+        if types and {int(each) for each in types[1].split()} & _FLOATS and name not in {"count", "min", "max"}:
+            raise source.fault(
+                f"{name}() of floating point numbers hangs on the order of the rows", source.find(name),
+                hint="cast to numeric first",
+            )  # fmt: skip
+
+
+def _number(node: str, field: str) -> str:
+    found = re.search(rf":{field} (\d+)", node)
+    return found[1] if found else "0"
+
+
+def _nodes(tree: str) -> Iterator[str]:
+    """Every node of a tree as PostgreSQL writes it, without those within it."""
+    while found := re.findall(r"\{[^{}]*\}", tree):
+        yield from found
+        tree = re.sub(r"\{[^{}]*\}", "node", tree)
+
+
+def _computed(conn: psycopg.Connection[Any], source: Source, metric: Metric) -> Checked:
+    """Compute it for some customers: a fault that data cause shows here, and how long it takes."""
+    conn.execute(f"SET LOCAL search_path = {LIVE}")
+    try:
+        rows = conn.execute(
+            f"""SELECT values FROM (SELECT DISTINCT customer_id FROM links ORDER BY 1 LIMIT {SAMPLE}) k
+                CROSS JOIN LATERAL (SELECT ({metric.body("k.customer_id")}) AS values) computed""",
+            prepare=False,
+        ).fetchall()
+    except psycopg.errors.QueryCanceled:
+        raise source.fault(
+            f"{SAMPLE} customers took longer than {SAMPLE_MS // 1000} s, which would hold up every event", None
+        ) from None
+    except psycopg.errors.CardinalityViolation:
+        raise source.fault(
+            "some customers have more than one row", None, hint="group by customer_id, or by nothing"
+        ) from None
+    except psycopg.Error as exc:
+        said = exc.diag.message_primary or type(exc).__name__
+        if isinstance(exc, psycopg.DataError):
+            said = f"it can't be computed of every customer: {type(exc).__name__}"  # the text may quote a value
+        raise source.fault(said, None) from None
+    given = [values for (values,) in rows if values]
+    known = {name: sum(name in values for values in given) for name in metric.columns}
+    example: dict[str, Any] = max(given, key=len, default={})
+    return Checked(metric, len(rows), known, example)

@@ -1,0 +1,153 @@
+"""A custom metric: one SELECT that somebody wrote, which gives values of a customer; and the view `metrics` with such values in it.
+
+The SELECT sees one customer at a time: under the names of the facts it finds this customer's rows, so what it gives follows from them
+alone, however it is written. It is kept as a function of the database. A value that can't be computed for a customer (a division by
+zero, a second row) is missing for that customer, and stops nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import psycopg
+from caudal.projections._view import View
+from caudal.projections.facts import FACTS
+from caudal.projections.metrics import metrics_with
+from psycopg.types.json import Jsonb
+
+__all__ = ["RELATIONS", "Metric", "defined", "install", "store", "with_custom"]
+
+_FACTS = tuple(fact.name for fact in FACTS)
+RELATIONS = ("subjects", "profiles", *_FACTS)
+"""What a SELECT may read. The facts have a column `customer_id` besides their own."""
+_VALUES = {
+    "integer": "{}",
+    "boolean": "{}",
+    "number": "CASE WHEN abs({0}) < 1e300 THEN {0}::float8 END",  # neither NaN nor infinite
+    "text": "left({}, 1000)",
+    "time": (
+        "CASE WHEN {0} >= '0001-01-01 00:00+00' AND {0} < '10000-01-01 00:00+00'"
+        " THEN to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') END"
+    ),
+    "date": "CASE WHEN {0} >= '0001-01-01' AND {0} < '10000-01-01' THEN to_char({0}, 'YYYY-MM-DD') END",
+}
+"""Type of a value → how it is written as JSON."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A custom metric.
+
+    Attributes:
+        name: of its file; lower-case letters, digits and underscores.
+        title: for people.
+        statement: the SELECT.
+        columns: value → its type: integer, number, text, boolean, time or date.
+        reads: the names in `RELATIONS` that it reads.
+    """
+
+    name: str
+    title: str
+    statement: str
+    columns: Mapping[str, str]
+    reads: Sequence[str]
+
+    @cached_property
+    def function(self) -> str:
+        """The name of its function, by what it computes: another SELECT has another one."""
+        return f"hub.metric_{hashlib.sha256(self.body('$1').encode()).hexdigest()[:16]}"
+
+    def body(self, customer: str) -> str:
+        """The SELECT that gives the values of a customer as one JSON object; tables are looked for where the session does."""
+        parts = [
+            f"""subjects AS NOT MATERIALIZED (
+                SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at FROM links x
+                WHERE x.customer_id = {customer})"""
+        ]
+        parts += [
+            f"""{name} AS NOT MATERIALIZED (
+                SELECT s.customer_id, f.* FROM subjects s CROSS JOIN LATERAL (
+                    SELECT * FROM {name} x WHERE x.subject = s.subject OFFSET 0) f)"""
+            for name in _FACTS
+            if name in self.reads
+        ]
+        if "profiles" in self.reads:
+            parts.append(
+                f"profiles AS NOT MATERIALIZED (SELECT * FROM profiles x WHERE x.customer_id = {customer} OFFSET 0)"
+            )
+        values = ", ".join(
+            f"'{name}', {_VALUES[type_].format(f'm.{name}')}" for name, type_ in sorted(self.columns.items())
+        )
+        return f"""WITH {", ".join(parts)}
+            SELECT jsonb_strip_nulls(jsonb_build_object({values})) FROM (
+{self.statement}
+            ) m"""
+
+
+def install(conn: psycopg.Connection[Any], metrics: Sequence[Metric]) -> None:
+    """Make the functions that compute these metrics, where they aren't there. They take a customer and the schema that is read."""
+    for metric in metrics:
+        quote = f"${metric.function.removeprefix('hub.')}$"
+        conn.execute(
+            f"""CREATE OR REPLACE FUNCTION {metric.function}(uuid, text) RETURNS jsonb LANGUAGE plpgsql STABLE AS {quote}
+            #variable_conflict use_column
+            BEGIN
+                IF current_setting('search_path') <> $2 THEN
+                    PERFORM set_config('search_path', $2, true);
+                END IF;
+                RETURN ({metric.body("$1")});
+            EXCEPTION WHEN data_exception OR cardinality_violation THEN
+                RETURN NULL;
+            END {quote}"""
+        )
+
+
+def defined(conn: psycopg.Connection[Any]) -> tuple[Metric, ...]:
+    """The metrics that the live schema was made with, by name."""
+    rows = conn.execute("SELECT name, title, statement, columns, reads FROM hub.custom_metrics ORDER BY name")
+    return tuple(Metric(name, title, text, columns, tuple(reads)) for name, title, text, columns, reads in rows)
+
+
+def store(conn: psycopg.Connection[Any], metrics: Sequence[Metric], by: str) -> None:
+    """Note that these are the metrics from now on, in the transaction that puts the view made with them in place."""
+    conn.execute("DELETE FROM hub.custom_metrics WHERE name <> ALL (%s)", ([metric.name for metric in metrics],))
+    for metric in metrics:
+        conn.execute(
+            """INSERT INTO hub.custom_metrics AS m (name, title, statement, columns, reads, applied_by)
+               VALUES (%(name)s, %(title)s, %(statement)s, %(columns)s, %(reads)s, %(by)s)
+               ON CONFLICT (name) DO UPDATE SET title = excluded.title, statement = excluded.statement, columns = excluded.columns,
+                   reads = excluded.reads, applied_by = excluded.applied_by, applied_at = now()
+               WHERE (m.title, m.statement) <> (excluded.title, excluded.statement)""",
+            {
+                "name": metric.name,
+                "title": metric.title,
+                "statement": metric.statement,
+                "columns": Jsonb(dict(metric.columns)),
+                "reads": [*metric.reads],
+                "by": by,
+            },
+        )
+    functions = [metric.function.removeprefix("hub.") for metric in metrics]
+    rows = conn.execute(
+        """SELECT p.oid::regprocedure::text FROM pg_proc p
+           WHERE p.pronamespace = 'hub'::regnamespace AND p.proname ~ '^metric_[0-9a-f]{16}$' AND p.proname <> ALL (%s)""",
+        (functions,),
+    )
+    for (unused,) in rows.fetchall():
+        conn.execute(f"DROP FUNCTION {unused}")
+
+
+def with_custom(views: Sequence[View], custom: Sequence[Metric]) -> tuple[View, ...]:
+    """The views, of which `metrics` has the values of these metrics in its column `custom`."""
+    if not custom:
+        return tuple(views)
+    ordered = sorted(custom, key=lambda metric: metric.name)
+    reads = [name for metric in ordered for name in metric.reads]
+    made = metrics_with([metric.function for metric in ordered], reads)
+    return tuple(
+        replace(view, select=made.select, reads=made.reads) if view.name == made.name else view for view in views
+    )

@@ -1,0 +1,244 @@
+"""Custom metrics: what may be one, how they come into a database that lives, and what they are good for then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from caudal.projections import Runner, criteria, ensure_live
+from caudal.projections.custom import check as check_
+from caudal.projections.custom.check import check
+from caudal.projections.custom.source import BadMetric, Source
+from caudal.projections.membership import definitions
+from caudal.projections.membership.definitions import Draft
+from caudal.projections.membership.stage import Memberships
+from caudal.schemas.codec import Codec, LocalRegistry
+from confluent_kafka import TopicPartition
+from logs import NOTHING, PARTITIONS, apply, connect, fill, rebuilt
+from programs import environment
+from typer.testing import CliRunner
+
+from benchmarks import _generate
+from caudal import kafka, telemetry
+from caudal.cli import app
+from caudal.errors import Poison
+from caudal.settings import Settings
+
+SHOES = """-- title: Orders that were paid
+SELECT count(*) AS paid_orders, max(placed_at) AS last_paid_at, bool_or(total_minor > 20000) AS ever_large,
+       min(currency) AS first_currency, avg(total_minor) AS mean_minor
+FROM orders WHERE status = 'paid';
+"""
+REFUSED = {
+    "DELETE FROM orders": (":1:1", 'syntax error at or near "DELETE"'),
+    "SELECT 1 AS a; SELECT 2": (":1:14", "one SELECT"),
+    "SELECT count(*) AS a\nFROM orderz": (":2:6", 'relation "orderz" does not exist'),
+    "SELECT count(statuss) AS a FROM orders": (":1:14", 'column "statuss" does not exist'),
+    "SELECT count(*) FROM live.orders": (":1:27", "orders can't be read here"),
+    "SELECT count(*) AS a FROM hub.subjects": (":1:31", "hub.subjects can't be read here"),
+    "SELECT rolname::text AS a FROM pg_authid": (":1:32", "pg_authid can't be read"),
+    "SELECT count(*) AS a FROM orders WHERE placed_at > now()": (":1:52", "can't tell the time"),
+    "SELECT current_date AS a": (":1:8", "can't tell the time"),
+    "SELECT age(placed_at) < '1 day' AS a FROM orders": (":1:8", "can't tell the time"),
+    "SELECT count(*) AS a FROM orders WHERE placed_at > 'now'": (":1:52", "can't tell the time"),
+    "SELECT random() AS a": (":1:8", "random() can't be used"),
+    "SELECT pg_sleep(1) IS NULL AS a": (":1:8", "pg_sleep() can't be used"),
+    "SELECT current_setting('x') AS a": (":1:8", "current_setting() can't be used"),
+    "SELECT table_to_xml('orders', true, true, '')::text AS a": (":1:8", "table_to_xml() can't be used"),
+    "WITH a AS (DELETE FROM orders RETURNING 1) SELECT 1 AS a": ("", "data-modifying statements"),
+    "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT max(n) AS a FROM r": (":1:6", "WITH RECURSIVE"),
+    "SELECT string_agg(status, ',') AS a FROM orders": (":1:8", "string_agg() needs an order"),
+    "SELECT sum(score) AS a FROM feedback": (":1:8", "floating point"),
+    "SELECT max(value::timestamptz) AS a FROM profile_attributes": (":1:17", "can't be cast to a time"),
+    "SELECT count(*), 1 AS a FROM orders FOR UPDATE": ("", "FOR UPDATE"),
+    "SELECT line_products AS a FROM orders": (":1:25", "of type text[]"),
+    'SELECT count(*) AS "Big" FROM orders': (":1:21", "name in lower case"),
+    "SELECT customer_id FROM subjects": ("", "1 to 20 values"),
+    "SELECT 1 AS a) m, (SELECT 2": (":1:14", "syntax error"),
+    "SELECT 1 / 0 AS a": ("", "DivisionByZero"),
+    "SELECT 1 AS a FROM generate_series(1, 2)": ("", "more than one row"),
+}  # fmt: skip
+GOOD = {
+    "SELECT customer_id, count(*) AS a FROM orders GROUP BY customer_id": {"a": "integer"},
+    "SELECT s.customer_id, sum(o.total_minor) AS a FROM subjects s JOIN orders o USING (subject) GROUP BY 1": {"a": "number"},
+    "WITH r AS (SELECT brand, count(*) AS n FROM orders, unnest(line_brands) brand GROUP BY 1) SELECT count(*) AS a FROM r WHERE n > 1":
+        {"a": "integer"},
+    "SELECT upper(name) AS a, sources[1] IS NOT NULL AS b FROM profiles": {"a": "text", "b": "boolean"},
+    "SELECT string_agg(status, ',' ORDER BY status) AS a, max(date_trunc('month', placed_at)) AS b FROM orders": {"a": "text", "b": "time"},
+    "SELECT min((placed_at AT TIME ZONE 'America/Recife')::date) AS a FROM orders -- 'a' -- now()": {"a": "date"},
+    "SELECT count(*) FILTER (WHERE hub.fold(status) LIKE '%pai%') AS a FROM orders": {"a": "integer"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def conn(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
+    with connect(settings) as conn:
+        ensure_live(conn)
+        yield conn
+
+
+@pytest.fixture
+def live(settings: Settings, conn: psycopg.Connection[Any]) -> Iterator[Runner]:
+    runner = Runner(settings, Codec(LocalRegistry(settings.kafka.topic_prefix)))
+    runner.positions(range(PARTITIONS))
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+def caudal(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    (tmp_path / "metrics").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(telemetry, "configure_logging", lambda *_, **__: None)  # it would close what pytest captures
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments: str, refused: bool = False) -> Any:
+        done = CliRunner().invoke(app, arguments)
+        if refused:
+            assert isinstance(done.exception, Poison), done.output
+            return str(done.exception)
+        assert done.exit_code == 0, (done.output, done.exception)
+        return json.loads(done.stdout.splitlines()[-1])  # behind what is logged
+
+    return call
+
+
+def published(settings: Settings, codec: Codec) -> Iterator[tuple[str, dict[str, str]]]:
+    """What lies on customer.metrics: customer and custom values, in order of each customer."""
+    name = kafka.topic(settings.kafka, kafka.METRICS)
+    consumer = kafka.consumer(
+        settings.kafka, "tests", **{"auto.offset.reset": "earliest", "enable.partition.eof": True}
+    )
+    partitions = [TopicPartition(name, p, 0) for p in range(kafka.topics(settings.kafka)[name])]
+    consumer.assign(partitions)
+    ended = 0
+    while ended < len(partitions):
+        message = consumer.poll(60)
+        assert message is not None
+        if message.error():
+            ended += 1
+        elif message.value() is not None:
+            yield message.key().decode(), codec.decode(message.value())[1]["custom"]
+    consumer.close()
+
+
+def test_only_a_select_over_a_customers_facts_may_become_a_metric(
+    conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(210):
+        conn.execute("INSERT INTO live.links VALUES (%s, 's', gen_random_uuid(), 1)", (f"s:c:{n}",))
+    said = {}
+    for statement in REFUSED:
+        with pytest.raises(BadMetric) as refused:
+            check(conn, Source("m.sql", "m", "", statement))
+        said[statement] = str(refused.value)
+    assert [
+        (statement, said[statement])
+        for statement, (place, message) in REFUSED.items()
+        if not said[statement].startswith(f"m.sql{place}: ") or message not in said[statement]
+    ] == []
+    for statement, columns in GOOD.items():
+        assert check(conn, Source("m.sql", "m", "", statement)).metric.columns == columns
+    monkeypatch.setattr(check_, "SAMPLE_MS", 100)
+    with pytest.raises(BadMetric, match="took longer"):
+        check(conn, Source("m.sql", "m", "", "SELECT count(*) AS a FROM generate_series(1, 100000000)"))
+    assert conn.execute("SELECT to_regnamespace('metric_check') IS NULL").fetchone() == (True,)
+
+
+def test_a_metric_comes_into_a_living_database_and_is_kept_by_the_worker_that_runs(
+    settings: Settings, conn: psycopg.Connection[Any], live: Runner, caudal: Callable[..., Any], tmp_path: Path
+) -> None:
+    codec = Codec(LocalRegistry(settings.kafka.topic_prefix))
+    log = fill(settings, codec, _generate.events(600, 80))
+    apply(live, log[:300], [100])
+    live.flush()
+    file = tmp_path / "metrics" / "paid.sql"
+    file.write_text(SHOES)
+    [checked] = caudal("metrics", "check", "--json")
+    assert checked["values"] == {
+        "paid_orders": "integer", "last_paid_at": "time", "ever_large": "boolean", "first_currency": "text", "mean_minor": "number",
+    }  # fmt: skip
+    assert caudal("metrics", "apply", "--json") == [{"metric": "paid", "change": "created"}]
+    assert caudal("metrics", "apply", "--json") == [{"metric": "paid", "change": "unchanged"}]
+    assert rebuilt(conn) == NOTHING, "everyone has it"
+    apply(live, log[300:], [150])
+    assert rebuilt(conn) == NOTHING, "the worker goes on with it"
+    expected = dict(
+        conn.execute(
+            "SELECT customer_id, count(*) FILTER (WHERE status = 'paid') FROM live.links LEFT JOIN live.orders USING (subject) GROUP BY 1"
+        ).fetchall()
+    )
+    kept = conn.execute("SELECT customer_id, custom FROM live.metrics").fetchall()
+    assert {customer: custom["paid_orders"] for customer, custom in kept} == expected
+    assert {type(custom["ever_large"]) for _, custom in kept if "ever_large" in custom} == {bool}
+
+    live.recover(range(PARTITIONS))
+    live.flush()
+    newest = dict(published(settings, codec))
+    assert {c: int(custom["paid_orders"]) for c, custom in newest.items()} == {str(c): n for c, n in expected.items()}
+    assert {custom.get("ever_large") for custom in newest.values()} <= {"true", "false", None}
+
+    # criteria, in each type, by customer and by set; segments are kept by it
+    some = 'custom.paid_orders >= 2 and custom.last_paid_at > 2000-01-01 and custom.first_currency = "brl" and custom.ever_large = false'
+    holds = {
+        customer for customer, c in kept
+        if c["paid_orders"] >= 2 and c["first_currency"] == "BRL" and c["ever_large"] is False
+    }  # fmt: skip
+    for shape in (criteria.SCAN, criteria.SEEK):
+        asked = criteria.members(criteria.parse(some), shape=shape)
+        assert {c for (c,) in conn.execute(asked.text, {**asked.parameters, "now": None})} == holds
+    definitions.save(conn, [Draft("payers", criteria.parse("custom.paid_orders >= 1"))], "tests")
+    with pytest.raises(criteria.BadCriteria, match=r"did you mean custom\.paid_orders"):
+        definitions.save(conn, [Draft("x", criteria.parse("custom.paid_order >= 1"))], "tests")
+    stage = Memberships(settings)
+    while stage.step():
+        pass
+    apply(live, fill(settings, codec, _generate.events(800, 80), begin=600))
+    while stage.step():
+        pass
+    stage.close()
+    members = conn.execute("SELECT count(*) FROM hub.segment_memberships").fetchone()
+    assert members == conn.execute("SELECT count(*) FROM live.metrics WHERE custom['paid_orders'] >= '1'").fetchone()
+    assert members > (0,)
+
+    # search finds, sorts and shows them
+    words = (
+        "--where",
+        "custom.paid_orders >= 1",
+        "--sort",
+        "-custom.paid_orders",
+        "--field",
+        "custom.paid_orders,custom",
+        "--json",
+    )
+    found = caudal("customers", "search", *words)
+    rows = [row["custom.paid_orders"] for row in found["customers"]]
+    assert rows == sorted(rows, reverse=True)
+    assert rows[0] == max(custom["paid_orders"] for (custom,) in conn.execute("SELECT custom FROM live.metrics"))
+    assert found["customers"][0]["custom"]["paid_orders"] == rows[0]
+    wrong = caudal("customers", "search", "--where", "custom.paid_order >= 1", refused=True)
+    assert "unknown value of a custom metric; did you mean custom.paid_orders?" in wrong
+    shown = caudal("customers", "get", found["customers"][0]["customer_id"], "--json")
+    assert shown["metrics"]["custom"] == found["customers"][0]["custom"]
+
+    # what a segment reads stays; a changed one is computed for everyone
+    assert "the segment payers reads paid_orders" in caudal("metrics", "remove", "paid", refused=True)
+    file.write_text("SELECT count(*) AS paid_orders, 10 / (count(*) - 1) AS odd FROM orders WHERE status = 'paid'")
+    assert "metrics/paid.sql: it can't be computed of every customer: DivisionByZero" in caudal(
+        "metrics", "apply", refused=True
+    )
+    file.write_text("SELECT count(*) * 10 AS paid_orders FROM orders WHERE status = 'paid'")
+    assert caudal("metrics", "apply", "--json") == [{"metric": "paid", "change": "changed"}]
+    assert rebuilt(conn) == NOTHING
+    assert conn.execute("SELECT count(*) FROM pg_proc WHERE proname ~ '^metric_'").fetchone() == (1,)
+    definitions.archive(conn, "payers")
+    assert caudal("metrics", "remove", "paid", "--json") == [{"metric": "paid", "change": "removed"}]
+    assert caudal("metrics", "list", "--json") == []
+    apply(live, fill(settings, codec, _generate.events(810, 80), begin=800))
+    assert conn.execute("SELECT count(custom) FROM live.metrics").fetchone() == (0,)
+    assert rebuilt(conn) == NOTHING
