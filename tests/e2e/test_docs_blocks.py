@@ -59,6 +59,8 @@ def _steps(block: str) -> list[tuple[str, list[str]]]:
     for line in block.splitlines():
         if line.startswith("$ "):
             steps.append((line[2:], []))
+        elif line.startswith("> "):  # the command goes on
+            steps[-1] = (f"{steps[-1][0]}\n{line[2:]}", [])
         elif line.strip():
             steps[-1][1].append(line)
     return steps

@@ -81,6 +81,7 @@ def test_the_commands_are_those_that_the_docs_promise():
         *(f"caudal customers {name}" for name in ["get", "find", "search", "timeline"]),
         *(f"caudal dead-letters {name}" for name in ["list", "show", "redrive"]),
         *(f"caudal scores {name}" for name in ["refresh", "show"]),
+        *(f"caudal metrics {name}" for name in ["list", "check", "apply", "remove"]),
         *(f"caudal rates {name}" for name in ["load", "list"]),
         *(f"caudal replay {name}" for name in ["cancel", "diff", "drop", "resume", "rollback", "status", "swap"]),
         *(
