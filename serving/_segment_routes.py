@@ -208,8 +208,8 @@ def _changing(app: FastAPI, changes: Changes, route: dict[str, Any], needs: Acce
         return _saved((await changes.make(lambda conn: definitions.save(conn, [draft], grant.name)))[0])
 
     @app.delete("/segments/{name}", summary="Archive a segment", response_model=SegmentAnswer, **route)
-    async def archive(name: _Name, _grant: access.Grant = needs.writes) -> Response:
-        return _saved(await changes.make(lambda conn: definitions.archive(conn, name)))
+    async def archive(name: _Name, grant: access.Grant = needs.writes) -> Response:
+        return _saved(await changes.make(lambda conn: definitions.archive(conn, name, grant.name)))
 
     ids: dict[str, Any] = {
         "openapi_extra": {

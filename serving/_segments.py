@@ -93,11 +93,12 @@ def plain(segment: Segment) -> dict[str, Any]:
         "text": criteria.print_text(segment.condition) if segment.condition else None,
         "created_at": segment.created_at,
         "changed_at": segment.changed_at,
+        "changed_by": segment.changed_by,
     }
 
 
 def _built_in(name: str) -> dict[str, Any]:
-    empty = dict.fromkeys(("progress", "version", "criteria", "text", "created_at", "changed_at"))
+    empty = dict.fromkeys(("progress", "version", "criteria", "text", "created_at", "changed_at", "changed_by"))
     return {"name": name, "kind": "built-in", "description": "", "state": "live", **empty}
 
 

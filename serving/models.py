@@ -195,6 +195,7 @@ class SegmentAnswer(_Shape):
     text: str | None = Field(description="The same in the text form.")
     created_at: datetime | None
     changed_at: datetime | None
+    changed_by: str | None = Field(description="A token's name, or `cli` and the user.")
     size: int | None = Field(default=None, description="Members; left out in the answer to a change.")
     exact: bool | None = Field(default=None, description="False: `size` is estimated, for counting takes long.")
     change: str | None = Field(

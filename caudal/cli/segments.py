@@ -68,6 +68,8 @@ def show(name: Name, as_json: Json = False) -> None:
         emit({**found, "versions": versions})
         return
     print(f"{name}: {found['kind']}, {found['state']}, {found['size']} members")
+    if found["changed_by"]:
+        print(f"last changed {found['changed_at']:%Y-%m-%d %H:%M:%S} by {found['changed_by']}")
     if found["progress"] is not None:
         print(f"{found['progress']:.0%} of the customers are done")
     for text in (found["description"], found["text"]):
@@ -128,7 +130,7 @@ def archive(name: Name, as_json: Json = False) -> None:
     """Let a segment's members leave; definition, versions and history stay. Editing brings it back."""
     from caudal.projections.membership import definitions
 
-    _show_saved([_change(lambda conn: definitions.archive(conn, name))], as_json=as_json)
+    _show_saved([_change(lambda conn: definitions.archive(conn, name, user()))], as_json=as_json)
 
 
 @app.command(

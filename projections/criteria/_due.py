@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from caudal.projections.criteria import tree
-from caudal.projections.criteria.fields import FACT_KINDS, FIELDS, Field
+from caudal.projections.criteria.fields import FIELDS, Field
 from caudal.projections.criteria.tree import duration, field_of
 
 if TYPE_CHECKING:
-    from caudal.projections.criteria.compile import Compiler
+    from caudal.projections.criteria.compile import Compiler, Shared
 
 __all__ = ["next_moments"]
 
@@ -47,20 +47,19 @@ def _of(node: tree.Condition, compiler: Compiler) -> list[str]:
 
 def _fact(fact: tree.Fact, compiler: Compiler, undecided: str | None) -> str:
     """When a fact comes, leaves its window, or when it is decided that nothing followed it."""
-    kind = FACT_KINDS[fact.fact]
-    windows = [duration(d) for d in (fact.within, undecided) if d]
-    if compiler.shared is not None:
-        fits = compiler.fits(fact)
-        turns = [compiler.shared.total(fact.fact, f"min(f0.at) FILTER (WHERE {fits} AND f0.at > {compiler.now})")]
-        for window in windows:  # the first that it still holds is the next to leave
-            within = f"min(f0.at) FILTER (WHERE {fits} AND f0.at > {compiler.begin(window)})"
-            turns.append(f"{compiler.shared.total(fact.fact, within)} + {compiler.value(window, 'interval')}")
-        return f"least({', '.join(turns)})"
-    at = kind.at.replace("f.", "f0.")
-    moments = [at, *(f"{at} + {compiler.value(window, 'interval')}" for window in windows)]
-    return (
-        f"(SELECT min({_first(moments, compiler)}) {compiler.facts(kind, 'p.customer_id')} AND {compiler.static(fact)})"
-    )
+    fits, shared = compiler.fits(fact), _shared(compiler)
+    turns = [shared.total(fact.fact, f"min(f0.at) FILTER (WHERE {fits} AND f0.at > {compiler.now})")]
+    for window in (
+        duration(d) for d in (fact.within, undecided) if d
+    ):  # the first that it still holds is the next to leave
+        within = f"min(f0.at) FILTER (WHERE {fits} AND f0.at > {compiler.begin(window)})"
+        turns.append(f"{shared.total(fact.fact, within)} + {compiler.value(window, 'interval')}")
+    return f"least({', '.join(turns)})"
+
+
+def _shared(compiler: Compiler) -> Shared:
+    assert compiler.shared is not None, "moments are asked for where facts are shared"
+    return compiler.shared
 
 
 def _first(moments: Sequence[str], compiler: Compiler) -> str:
@@ -101,9 +100,9 @@ def _reached(field: Field, threshold: int, compiler: Compiler) -> str:
     since = field.since
     if field.kind == "days":
         turn = f"{since} + make_interval(hours => 24 * {compiler.value(threshold, 'int')})"
-        return turn if compiler.shared is None else compiler.shared.value(turn, f"{since} {threshold} days")
+        return _shared(compiler).value(turn, f"{since} {threshold} days")
     # of 29 February, the years later is 1 March where there is no such day; `age` counts so as well
     years = f"make_interval(years => {compiler.value(threshold, 'int')})"
     day = f"greatest({since} + {years}, ({since} - 1 + {years}) + interval '1 day')"
     turn = f"CASE WHEN {since} < DATE '9000-01-01' THEN {day} AT TIME ZONE 'UTC' END"
-    return turn if compiler.shared is None else compiler.shared.value(turn, f"{since} {threshold} years")
+    return _shared(compiler).value(turn, f"{since} {threshold} years")

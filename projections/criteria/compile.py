@@ -23,7 +23,7 @@ from caudal.projections.criteria.fields import FACT_KINDS, FIELDS, LINE_COLUMNS,
 from caudal.projections.criteria.tree import Condition, duration, field_of, measure_of, moment
 from caudal.projections.segments import SEGMENTS
 
-__all__ = ["SCAN", "SEEK", "Sql", "conditions", "due", "explanation", "judged", "members", "predicate", "reads"]
+__all__ = ["SCAN", "SEEK", "Sql", "conditions", "explanation", "judged", "members", "predicate", "reads"]
 
 
 _COLUMNS = 1_000
@@ -61,39 +61,11 @@ def predicate(condition: Condition, schema: str = "live", *, shape: Shape = SEEK
     return Sql(compiler.condition(condition), compiler.parameters)
 
 
-def due(condition: Condition, schema: str = "live", *, prefix: str = "d") -> Sql:
-    """When, after `now`, the condition could change with no new event: never late, perhaps early; NULL when never."""
-    compiler = Compiler(schema, SEEK, prefix)
-    return Sql(next_moments(condition, compiler), compiler.parameters)
-
-
-def members(
-    condition: Condition,
-    schema: str = "live",
-    *,
-    shape: Shape = SCAN,
-    among: bool = False,
-    with_due: bool = False,
-    prefix: str = "c",
-) -> Sql:
-    """The customers (those with a profile) of whom the condition holds: rows (customer_id).
-
-    Args:
-        condition: the tree.
-        schema: see `predicate`.
-        shape: see the module; by customer when `among`.
-        among: only of the customers in the parameter `customers`, a list of ids.
-        with_due: the next moment as a second column, and then every customer with whether it holds as a third.
-        prefix: see `predicate`.
-    """
-    where = predicate(condition, schema, shape=SEEK if among else shape, prefix=prefix)
-    parameters = dict(where.parameters)
-    columns, only = "p.customer_id", f"WHERE {where.text}"
-    if with_due:
-        when = due(condition, schema, prefix=f"{prefix}due")
-        parameters |= when.parameters
-        columns, only = f"p.customer_id, {when.text} AS due, ({where.text}) IS TRUE AS holds", ""
-    return Sql(f"SELECT {columns} {_from(reads(condition), schema, among=among)} {only}", parameters)
+def members(condition: Condition, schema: str = "live", *, shape: Shape = SCAN, prefix: str = "c") -> Sql:
+    """The customers (those with a profile) of whom the condition holds: rows (customer_id). See `predicate`."""
+    where = predicate(condition, schema, shape=shape, prefix=prefix)
+    source = _from(reads(condition), schema, among=False)
+    return Sql(f"SELECT p.customer_id {source} WHERE {where.text}", where.parameters)
 
 
 def explanation(condition: Condition, schema: str = "live") -> Sql:

@@ -46,7 +46,7 @@ __all__ = [
     "unknown",
 ]
 
-COLUMNS = "id, name, version, state, description, criteria, filled, revision, created_at, changed_at"
+COLUMNS = "id, name, version, state, description, criteria, filled, revision, created_at, changed_at, changed_by"
 KNOWN = "SELECT name FROM hub.segments WHERE state NOT IN ('leaving', 'archived')"
 """The names of the segments that criteria may speak of, beside the built-in ones."""
 VALUES = "SELECT jsonb_object_keys(columns) FROM hub.custom_metrics"
@@ -89,6 +89,7 @@ class Segment:
         revision: rises with every change of any definition.
         created_at: when it was first made.
         changed_at: when it was last changed.
+        changed_by: who did: a token's name, or `cli` and the user.
     """
 
     id: int
@@ -101,6 +102,7 @@ class Segment:
     revision: int
     created_at: datetime
     changed_at: datetime
+    changed_by: str
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def save(conn: psycopg.Connection[Any], drafts: Sequence[Draft], by: str) -> lis
         return [_save(conn, wanted[name], there.get(name), by) for name in (*lists, *ordered)]
 
 
-def archive(conn: psycopg.Connection[Any], name: str) -> Saved:
+def archive(conn: psycopg.Connection[Any], name: str, by: str) -> Saved:
     """Let its members leave; the definition, its versions and the history stay, and editing it brings it back.
 
     Raises:
@@ -245,8 +247,8 @@ def archive(conn: psycopg.Connection[Any], name: str) -> Saved:
         if readers:
             raise SegmentConflict(f"{name} is read by {', '.join(readers)}", hint="archive or edit those first")
         conn.execute(
-            "UPDATE hub.segments SET state = 'leaving', filled = DEFAULT, changed_at = now(), revision = %s WHERE id = %s",
-            (_next_revision(conn), segment.id),
+            "UPDATE hub.segments SET state = 'leaving', filled = DEFAULT, changed_at = now(), changed_by = %s, revision = %s WHERE id = %s",
+            (by, _next_revision(conn), segment.id),
         )
         return Saved(named(conn, name), "archived")
 
@@ -301,8 +303,9 @@ def _save(conn: psycopg.Connection[Any], draft: Draft, before: Segment | None, b
     criteria_ = None if draft.condition is None else Jsonb(criteria.dump(draft.condition))
     if before is None:
         row = conn.execute(
-            "INSERT INTO hub.segments (name, description, criteria, revision) VALUES (%s, %s, %s, %s) RETURNING id, version",
-            (draft.name, draft.description or "", criteria_, _next_revision(conn)),
+            "INSERT INTO hub.segments (name, description, criteria, revision, changed_by) VALUES (%s, %s, %s, %s, %s)"
+            " RETURNING id, version",
+            (draft.name, draft.description or "", criteria_, _next_revision(conn), by),
         ).fetchone()
         assert row is not None
         _note(conn, row[0], by)
@@ -320,16 +323,16 @@ def _save(conn: psycopg.Connection[Any], draft: Draft, before: Segment | None, b
     if row[0] or restored:
         conn.execute(
             "UPDATE hub.segments SET criteria = %s, description = %s, version = version + 1, state = 'filling', filled = DEFAULT,"
-            " revision = %s, changed_at = now() WHERE id = %s",
-            (criteria_, description, _next_revision(conn), before.id),
+            " revision = %s, changed_at = now(), changed_by = %s WHERE id = %s",
+            (criteria_, description, _next_revision(conn), by, before.id),
         )
         _note(conn, before.id, by)
         return Saved(named(conn, draft.name), "restored" if restored else "edited")
     if description == before.description:
         return Saved(before, "unchanged")
     conn.execute(
-        "UPDATE hub.segments SET description = %s, revision = %s, changed_at = now() WHERE id = %s",
-        (description, _next_revision(conn), before.id),
+        "UPDATE hub.segments SET description = %s, revision = %s, changed_at = now(), changed_by = %s WHERE id = %s",
+        (description, _next_revision(conn), by, before.id),
     )
     return Saved(named(conn, draft.name), "described")
 

@@ -143,6 +143,8 @@ class Twin:
             return self.scores[customer][plain] if customer in self.scores else None
         if metrics is None:
             return None
+        if plain == "custom":
+            return (metrics["custom"] or {}).get(part)
         if plain == "average_order_minor":
             spend = metrics["spend_minor"].get(part)
             return None if spend is None or not metrics["orders_count"] else spend / metrics["orders_count"]
@@ -176,7 +178,10 @@ class Twin:
                 total = len(rows)
             elif measure == "units":
                 of_lines = [c for c in fact.get("where", []) if c["field"] in LINES]
-                total = sum(line["quantity"] or 0 for row in rows for line in lines_of(row) if fits(line, of_lines))
+                asked_of = {"quantity", *(c["field"] for c in of_lines)}
+                total = sum(
+                    line["quantity"] or 0 for r in rows for line in lines_of(r, asked_of) if fits(line, of_lines)
+                )
             else:
                 total = sum(row[AMOUNT[table]] or 0 for row in rows if row["currency"] == currency)
             if not compare("", total, asked["op"], asked["value"]):
@@ -203,15 +208,15 @@ class Twin:
         return granted and not any(r["state"] == "withdrawn" for r in rows)
 
 
-def lines_of(row: Row) -> list[Row]:
-    arrays = {name: row[column] or [] for name, column in LINES.items()}
+def lines_of(row: Row, asked: set[str]) -> list[Row]:
+    arrays = {name: row[LINES[name]] or [] for name in asked}
     longest = max(len(values) for values in arrays.values())
     return [{n: v[i] if i < len(v) else None for n, v in arrays.items()} for i in range(longest)]
 
 
 def fits(row: Row, where: list[Any], *, lines: bool = False) -> bool:
     of_lines = [c for c in where if lines and c["field"] in LINES]
-    if of_lines and not any(fits(line, of_lines) for line in lines_of(row)):
+    if of_lines and not any(fits(line, of_lines) for line in lines_of(row, {c["field"] for c in of_lines})):
         return False
     return all(compare(c["field"], _of(row, c["field"]), c["op"], c["value"]) for c in where if c not in of_lines)
 
@@ -227,6 +232,8 @@ def compare(name: str, found: Any, op: str, value: Any) -> bool:
         return (found is not None) is value
     if found is None:
         return False
+    if name.startswith("custom."):
+        return of_custom(found, op, value)
     if name.startswith("attributes.") and isinstance(value[0] if isinstance(value, list) else value, int | float):
         if not found.lstrip("-").replace(".", "", 1).isdigit():
             return False
@@ -254,6 +261,21 @@ def compare(name: str, found: Any, op: str, value: Any) -> bool:
         case "starts with":
             return bool(form(found).startswith(form(value)))
     return bool(ORDER[op](form(found), form(value)))
+
+
+def of_custom(found: Any, op: str, value: Any) -> bool:
+    first = value[0] if isinstance(value, list) else value
+    if isinstance(first, bool) or isinstance(found, bool):
+        return isinstance(first, bool) and isinstance(found, bool) and bool(ORDER[op](found, value))
+    if isinstance(first, str) is not isinstance(found, str):
+        return False
+    if isinstance(found, str) and op in {"<", "<=", ">", ">=", "between"}:
+        try:
+            at = moment(found)
+        except ValueError:
+            return False
+        return compare("", at, op, value)
+    return compare("", found, op, value)
 
 
 def near(profile: Row, latitude: float, longitude: float, km: float) -> bool:

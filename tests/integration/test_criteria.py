@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from logs import connect
 from psycopg import sql
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from caudal.settings import Settings
 
@@ -102,6 +103,13 @@ def _fill(conn: psycopg.Connection[Any], rnd: random.Random) -> None:
             cursor.executemany(statement, list(rows.values()))
     for view in VIEWS:
         conn.execute(f"INSERT INTO live.{view.name} ({', '.join(view.columns)}) {select_sql(view, 'live', '0')}")
+    kinds: dict[str, list[Any]] = {
+        "n": [-1, 0.5, 3, 250, "3"], "t": [*WORDS, 3], "b": [True, False], "at": ["2026-05-20T12:00:00.000000Z", "2026-03-01", "x"],
+    }  # fmt: skip
+    with conn.cursor() as cursor:
+        for customer in CUSTOMERS[:-3]:
+            custom = {name: rnd.choice(pool) for name, pool in kinds.items() if rnd.random() < 0.8}
+            cursor.execute("UPDATE live.metrics SET custom = %s WHERE customer_id = %s", (Jsonb(custom), customer))
     conn.execute("INSERT INTO hub.rates VALUES ('EUR', '2026-01-02', 6, 6, 'BRL')")
     with conn.cursor() as cursor:
         for customer in CUSTOMERS[::2]:
@@ -132,29 +140,26 @@ def filled(settings: Settings) -> Iterator[tuple[psycopg.Connection[Any], Twin]]
 def _answers(
     conn: psycopg.Connection[Any], asked: list[criteria.Condition], now: datetime
 ) -> list[tuple[set[Any], dict[Any, tuple[datetime | None, bool]]]]:
-    """Of each criterion: who is in it, asked by set, and by customer the next moment and whether it holds; all in one round trip."""
+    """Of each criterion: who is in it, asked by set, and by customer the next moment and whether it holds."""
     parts: list[str] = []
-    parameters: dict[str, Any] = {"now": now, "customers": CUSTOMERS}
+    parameters: dict[str, Any] = {"now": now}
     for number, condition in enumerate(asked):
         scan = criteria.members(condition, prefix=f"a{number}x")
-        each = criteria.members(condition, among=True, with_due=True, prefix=f"c{number}x")
-        parts.append(f"SELECT {number}, customer_id, NULL::timestamptz, NULL::bool FROM ({scan.text}) q")
-        parts.append(f"SELECT {number}, customer_id, due, holds FROM ({each.text}) q")
-        parameters |= {**scan.parameters, **each.parameters}
-    found: list[Any] = [(set(), {}) for _ in asked]
-    for number, customer, due, holds in conn.execute(" UNION ALL ".join(parts), parameters, prepare=False):
-        if holds is None:
-            found[number][0].add(customer)
-        else:
-            found[number][1][customer] = (due, holds)
+        seek = criteria.members(condition, shape=criteria.SEEK, prefix=f"b{number}x")
+        parts.append(
+            f"SELECT {number}, 0, customer_id FROM ({scan.text}) q UNION ALL SELECT {number}, 1, customer_id FROM ({seek.text}) q"
+        )
+        parameters |= {**scan.parameters, **seek.parameters}
+    shapes: list[tuple[set[Any], set[Any]]] = [(set(), set()) for _ in asked]
+    for number, shape, customer in conn.execute(" UNION ALL ".join(parts), parameters, prepare=False):
+        shapes[number][shape].add(customer)
+    assert [scan for scan, _ in shapes] == [seek for _, seek in shapes]
+    found: list[Any] = [(scan, {}) for scan, _ in shapes]
     together = criteria.judged(asked)
     given = {**together.parameters, "now": now, "customers": CUSTOMERS}
-    judged = {
-        customer: list(zip(dues, holds, strict=True))
-        for customer, holds, dues in conn.execute(together.text, given, prepare=False)
-    }
-    for number in range(len(asked)):
-        assert {customer: row[number] for customer, row in judged.items()} == found[number][1], asked[number]
+    for customer, holds, dues in conn.execute(together.text, given, prepare=False):
+        for number, (due, held) in enumerate(zip(dues, holds, strict=True)):
+            found[number][1][customer] = (due, held)
     return found
 
 

@@ -236,7 +236,7 @@ def test_a_metric_comes_into_a_living_database_and_is_kept_by_the_worker_that_ru
     assert caudal("metrics", "apply", "--json") == [{"metric": "paid", "change": "changed"}]
     assert rebuilt(conn) == NOTHING
     assert conn.execute("SELECT count(*) FROM pg_proc WHERE proname ~ '^metric_'").fetchone() == (1,)
-    definitions.archive(conn, "payers")
+    definitions.archive(conn, "payers", "eva")
     assert caudal("metrics", "remove", "paid", "--json") == [{"metric": "paid", "change": "removed"}]
     assert caudal("metrics", "list", "--json") == []
     apply(live, fill(settings, codec, _generate.events(810, 80), begin=800))

@@ -219,7 +219,7 @@ def test_a_definition_is_applied_to_everyone_and_an_edit_moves_only_those_that_d
     world.settle()
     assert world.members("my-city") == set(range(8))
     assert sorted(world.moves()[before:]) == [(n, "my-city", True, "definition") for n in (2, 4, 6, 7)]
-    definitions.archive(world.conn, "my-city")
+    definitions.archive(world.conn, "my-city", "eva")
     world.settle()
     assert world.members("my-city") == set()
     assert world.conn.execute("SELECT state FROM hub.segments").fetchone() == ("archived",)
@@ -314,7 +314,7 @@ def test_members_are_whom_the_criteria_hold_of_whatever_happens_in_which_order(w
             case 2 if definitions.defined(world.conn):
                 some = rnd.choice(definitions.defined(world.conn))
                 if some.name == "my-nobody" and some.state != "leaving":
-                    definitions.archive(world.conn, some.name)
+                    definitions.archive(world.conn, some.name, "eva")
                 elif some.name == "my-recife":
                     world.define("my-recife", f'city = "{rnd.choice(["Recife", "Olinda"])}"')
             case 3:

@@ -47,10 +47,11 @@ def test_archiving_lets_members_leave_and_editing_brings_it_back(conn):
     definitions.create(conn, _draft("inner"), "ana")
     definitions.create(conn, _draft("outer", 'segment("inner") and city = "Recife"'), "ana")
     with pytest.raises(BadSegment, match="inner is read by outer"):
-        definitions.archive(conn, "inner")
-    assert definitions.archive(conn, "outer").segment.state == "leaving"
-    assert definitions.archive(conn, "outer").change == "unchanged"
-    assert definitions.archive(conn, "inner").change == "archived"
+        definitions.archive(conn, "inner", "eva")
+    assert definitions.archive(conn, "outer", "eva").segment.state == "leaving"
+    assert definitions.archive(conn, "outer", "eva").change == "unchanged"
+    assert definitions.archive(conn, "inner", "eva").change == "archived"
+    assert definitions.named(conn, "inner").changed_by == "eva"
     with pytest.raises(BadCriteria, match="unknown segment"):
         definitions.edit(conn, "outer", "ana")
     back = definitions.create(conn, _draft("inner"), "ana")
@@ -79,7 +80,7 @@ def test_what_cant_be_is_refused_and_leaves_nothing(conn):
     with pytest.raises(UnknownSegment, match="did you mean loyal"):
         definitions.edit(conn, "loyall", "ana")
     with pytest.raises(UnknownSegment, match="buyers is built in"):
-        definitions.archive(conn, "buyers")
+        definitions.archive(conn, "buyers", "eva")
     assert _revisions(conn) == before
 
 

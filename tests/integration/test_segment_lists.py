@@ -68,6 +68,6 @@ def test_only_a_list_that_is_kept_can_change(conn, vips):
         lists.put(conn, "loyal", [str(ANA)])
     with pytest.raises(UnknownSegment):
         lists.put(conn, "nothing", [str(ANA)])
-    definitions.archive(conn, "vips")
+    definitions.archive(conn, "vips", "eva")
     with pytest.raises(BadSegment, match="archived"):
         lists.take(conn, "vips", [str(ANA)])

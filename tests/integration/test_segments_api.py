@@ -103,7 +103,8 @@ def test_a_segment_is_defined_edited_and_archived(http, conn):
         (2, "ana", "Grown up"),
         (1, "ana", ""),
     ]
-    assert _told(http.delete("/segments/loyal"), models.SegmentAnswer)["state"] == "leaving"
+    gone = _told(http.delete("/segments/loyal"), models.SegmentAnswer)
+    assert (gone["state"], gone["changed_by"]) == ("leaving", "ana")
     assert _told(http.get("/segments/buyers"), models.SegmentAnswer)["size"] == 2
     _refused(http.get("/segments/lloyal"), 404, "unknown_segment")
     _refused(http.delete("/segments/buyers"), 404, "unknown_segment")

@@ -44,13 +44,25 @@ def _scalars(name: str, field: Field, op: str) -> st.SearchStrategy[Any]:
             return st.sampled_from([*WORDS, "3"])
 
 
+def _of_one_type(op: str) -> st.SearchStrategy[Any]:
+    """What a value of a custom metric may be compared with: numbers, texts, times or booleans, not mixed."""
+    words = st.sampled_from(WORDS)
+    if op in {"<", "<=", ">", ">=", "between"}:
+        return st.sampled_from([numbers, moments])
+    if op in {"contains", "starts with"}:
+        return st.just(words)
+    return st.sampled_from([numbers, words, *([st.booleans()] if op in {"=", "!="} else [])])
+
+
 @st.composite
 def comparisons(draw: st.DrawFn, fields: dict[str, Field] | Any = FIELDS) -> dict[str, Any]:
     name = draw(st.sampled_from([*fields]))
     field = fields[name]
     op = draw(st.sampled_from(OPERATORS[field.kind]))
-    scalars = _scalars(name, field, op)
-    if field.kind == "money":
+    scalars = draw(_of_one_type(op)) if field.kind == "custom" else _scalars(name, field, op)
+    if field.kind == "custom":
+        name = f"custom.{draw(st.sampled_from(['n', 't', 'b', 'at', 'then']))}"
+    elif field.kind == "money":
         name = f"{name}.{draw(currencies)}"
     elif field.kind == "attribute":
         name = f"{name}.{draw(st.sampled_from(['tier', 'my field', 'Tier.2', 'then']))}"
