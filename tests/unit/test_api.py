@@ -30,7 +30,10 @@ def app(tmp_path_factory):
         caudal_settings.load(
             home=folder,
             config_file=folder / "caudal.toml",
-            kafka={"bootstrap_servers": "127.0.0.1:1"},
+            kafka={
+                "bootstrap_servers": "127.0.0.1:1",
+                "options": {"log_level": "0"},
+            },  # it is no news that nobody answers
             postgres={"dsn": "postgresql://127.0.0.1:1/none"},
             registry={"url": "http://127.0.0.1:1"},
         )
