@@ -168,7 +168,8 @@ class _Worker:
         await asyncio.wait([running], timeout=STOP_S)
         if running.done() and not running.cancelled():
             running.exception()  # told by _run_app
-        return running.done()
+        # one that never got started (its group waits for members that were killed) leaves tasks behind that nothing ends
+        return running.done() and self._started.is_set()
 
     def _app(self) -> tuple[Any, str]:
         """The Faust app with its agents, pages and timers, not started; and the address of its page."""

@@ -58,3 +58,19 @@ async def test_an_app_that_hangs_is_left_to_itself(monkeypatch: pytest.MonkeyPat
     app.stopped.set()
     await running
     assert app.steps == ["stop", "a cancellation is swallowed", "started"]
+
+
+async def test_an_app_that_never_started_is_not_trusted_to_have_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker, "STOP_S", 0.05)
+
+    class Waiting(App):
+        async def start(self) -> None:
+            await self.may_start.wait()
+
+        async def stop(self) -> None:
+            self.stopped.set()
+
+    app, ours = Waiting(), worker._Worker(Settings(), ("project",))
+    running = asyncio.ensure_future(ours._run_app(app))
+    assert not await ours._stop_app(app, running)
+    assert running.cancelled()
