@@ -211,12 +211,17 @@ def end_offsets(
     wanted = [TopicPartition(name, partition) for name in names for partition in range(counts.get(name, 0))]
     ends: dict[str, dict[int, int]] = {}
     latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # confluent-kafka has no annotation there
-    futures = client.list_offsets(dict.fromkeys(wanted, latest)) if wanted else {}
-    try:
-        for place, future in futures.items():
-            ends.setdefault(place.topic, {})[place.partition] = future.result().offset
-    except KafkaException as exc:
-        raise translate_error(exc) from exc
+    until = time.monotonic() + LEADERS_S
+    while wanted:
+        left = []
+        for place, future in client.list_offsets(dict.fromkeys(wanted, latest)).items():
+            try:
+                ends.setdefault(place.topic, {})[place.partition] = future.result().offset
+            except KafkaException as exc:
+                if exc.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > until:
+                    raise translate_error(exc) from exc
+                left.append(place)  # just made, or moved: the new leader doesn't know it yet
+        wanted = left
     return ends
 
 
