@@ -38,7 +38,7 @@ demo: setup  ## three systems, one customer, live; ARGS="--once --json" for a su
 	@$(BIN)/caudal demo $(ARGS)
 
 test: lint browser  ## lint, then every test
-	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 test-fast: setup  ## the tests that need no server
 	@$(BIN)/python -m pytest tests/unit tests/connectors $(ARGS)

@@ -180,6 +180,9 @@ class _Worker:
         app = faust.App(
             f"{self._settings.kafka.topic_prefix}caudal.worker",
             **_broker(faust, self._settings),
+            # as for the pumps: Faust's own minute is what a worker would wait for one that was killed
+            broker_session_timeout=self._settings.worker.session_timeout_ms / 1000,
+            broker_heartbeat_interval=self._settings.worker.session_timeout_ms / 4000,
             datadir=folder,
             store="memory://",
             topic_disable_leader=True,

@@ -291,7 +291,8 @@ def _rows(conn: Any, table: str, ids: list[str]) -> dict[str, dict[str, Any]]:
 
 def _same(row: Any, told: Any) -> bool:
     """Whether a value of a table and one of a message are the same; other types tell it in other ways."""
-    if isinstance(row, dict) and isinstance(told, dict):
+    if isinstance(told, dict) and (row is None or isinstance(row, dict)):
+        row = row or {}  # a map has no null
         return {k: str(v) for k, v in row.items()} == {k: str(v) for k, v in told.items()}
     if isinstance(row, (list, tuple)) and told is not None:
         return [str(v) for v in row] == [str(v) for v in told]
