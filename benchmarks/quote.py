@@ -171,6 +171,7 @@ _TABLES: dict[str, tuple[Callable[[Results], Iterator[str]], tuple[str, ...]]] =
     "latencies": (_latencies, ("rates",)),
     "growth": (_growth, ("growth",)),
     "segments": _of("segments"),
+    "search": _of("search"),
     "load": _of("load"),
     "rebuild": _of("rebuild"),
     "race": (_race, ("race",)),
