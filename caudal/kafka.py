@@ -30,6 +30,7 @@ __all__ = [
     "ensure_topics",
     "options",
     "producer",
+    "start_offsets",
     "topic",
     "topics",
     "translate_error",
@@ -48,6 +49,14 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 LEADERS_S = 20.0
 """Longest wait for new topics to get their leaders."""
+_NOT_YET = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+}
+"""What a leader answers that doesn't know yet that it leads: brokers tell of a new or moved partition a moment before."""
 _COMPACTED = {PROFILES, METRICS, SCHEMAS}
 _FOREVER = {CHANGES, DEAD_LETTERS, SEGMENTS}
 
@@ -144,7 +153,10 @@ def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
         except KafkaException as exc:
             if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise translate_error(exc) from exc
-    _await_leaders(client, {new_topic.topic: new_topic.num_partitions for new_topic in new})
+    _await_leaders(client, [new_topic.topic for new_topic in new])
+    end_offsets(
+        settings, [new_topic.topic for new_topic in new], client
+    )  # answered only once the leaders know that they lead
 
 
 def delete_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
@@ -163,7 +175,7 @@ def delete_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
                 raise translate_error(exc) from exc
 
 
-def _await_leaders(client: AdminClient, wanted: dict[str, int]) -> None:
+def _await_leaders(client: AdminClient, wanted: list[str]) -> None:
     """Wait until the brokers tell of every partition who leads it: a producer that asks earlier may fail its first messages."""
     until = time.monotonic() + LEADERS_S
     missing = set(wanted)
@@ -206,23 +218,39 @@ def end_offsets(
     Raises:
         BrokerUnavailable: the brokers can't be reached.
     """
+    return _offsets(settings, names, OffsetSpec.latest(), client)  # type: ignore[no-untyped-call]  # has no annotation
+
+
+def start_offsets(settings: KafkaSettings, names: Iterable[str]) -> dict[str, dict[int, int]]:
+    """The first offset that each partition still holds, by full topic name and partition; topics that don't exist are left out.
+
+    Raises:
+        BrokerUnavailable: the brokers can't be reached.
+    """
+    return _offsets(settings, names, OffsetSpec.earliest(), None)  # type: ignore[no-untyped-call]  # has no annotation
+
+
+def _offsets(
+    settings: KafkaSettings, names: Iterable[str], spec: OffsetSpec, client: AdminClient | None
+) -> dict[str, dict[int, int]]:
     client = client or admin(settings)  # kept in a variable: no future resolves once its client is gone
     counts = topics(settings, client)
+    found: dict[str, dict[int, int]] = {}
     wanted = [TopicPartition(name, partition) for name in names for partition in range(counts.get(name, 0))]
-    ends: dict[str, dict[int, int]] = {}
-    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # confluent-kafka has no annotation there
     until = time.monotonic() + LEADERS_S
     while wanted:
         left = []
-        for place, future in client.list_offsets(dict.fromkeys(wanted, latest)).items():
+        for place, future in client.list_offsets(dict.fromkeys(wanted, spec), request_timeout=10).items():
             try:
-                ends.setdefault(place.topic, {})[place.partition] = future.result().offset
+                found.setdefault(place.topic, {})[place.partition] = future.result().offset
             except KafkaException as exc:
-                if exc.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > until:
+                if exc.args[0].code() not in _NOT_YET or time.monotonic() > until:
                     raise translate_error(exc) from exc
-                left.append(place)  # just made, or moved: the new leader doesn't know it yet
+                left.append(place)
+        if left:
+            time.sleep(0.02)
         wanted = left
-    return ends
+    return found
 
 
 def translate_error(exc: KafkaException) -> CaudalError:
@@ -243,6 +271,8 @@ def translate_error(exc: KafkaException) -> CaudalError:
         KafkaError.REQUEST_TIMED_OUT,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.BROKER_NOT_AVAILABLE,
         KafkaError.NETWORK_EXCEPTION,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,

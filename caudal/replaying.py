@@ -15,7 +15,6 @@ from typing import Any
 
 import psycopg
 from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import OffsetSpec
 
 from caudal import generations, kafka, postgres
 from caudal.dead_letters import DeadLetters
@@ -311,19 +310,14 @@ class _NewGeneration:
 
 def _untruncated(settings: Settings, topics: list[str]) -> None:
     """Raise `LogTruncated` when one of the capture topics no longer begins with its first capture."""
-    client = kafka.admin(settings.kafka)
-    counts = kafka.topics(settings.kafka, client)
-    places = [TopicPartition(topic, p) for topic in dict.fromkeys(topics) for p in range(counts.get(topic, 0))]
-    earliest = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # confluent-kafka has no annotation there
-    try:
-        futures = client.list_offsets(dict.fromkeys(places, earliest)) if places else {}
-        missing = {place: offset for place, future in futures.items() if (offset := future.result().offset) > 0}
-    except KafkaException as exc:
-        raise kafka.translate_error(exc) from exc
+    missing = [
+        (topic, partition, offset)
+        for topic, partitions in kafka.start_offsets(settings.kafka, dict.fromkeys(topics)).items()
+        for partition, offset in sorted(partitions.items())
+        if offset > 0
+    ]
     if missing:
-        parts = ", ".join(
-            f"{offset} of {place.topic}[{place.partition}]" for place, offset in list(missing.items())[:EXAMPLES]
-        )
+        parts = ", ".join(f"{offset} of {topic}[{partition}]" for topic, partition, offset in missing[:EXAMPLES])
         raise LogTruncated(
             f"captures are gone: {parts}",
             hint="what they alone stated would be lost; --from-start-of-log replays what is left",

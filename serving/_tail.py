@@ -16,7 +16,6 @@ from queue import SimpleQueue
 import orjson
 from caudal.schemas.codec import Codec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import OffsetSpec
 
 from caudal import kafka
 from caudal.errors import BrokerUnavailable, CaudalError, UndecodableRecord
@@ -195,22 +194,11 @@ class Tail:
     # what follows runs in threads
 
     def _ends(self) -> Offsets:
-        client = kafka.admin(self._settings)
-        try:
-            names = {kafka.topic(self._settings, t): t for t in TOPICS}
-            known = client.list_topics(timeout=5).topics
-            missing = [t for full, t in names.items() if full not in known]
-            if missing:
-                raise BrokerUnavailable("the change topics don't exist yet", hint="a worker makes them")
-            asked = {
-                TopicPartition(full, p): OffsetSpec.latest()  # type: ignore[no-untyped-call]  # its stub has no types
-                for full in names
-                for p in known[full].partitions
-            }
-            futures = client.list_offsets(asked, request_timeout=5)
-            return {(names[tp.topic], tp.partition): future.result().offset for tp, future in futures.items()}
-        except KafkaException as exc:
-            raise kafka.translate_error(exc) from exc
+        names = {kafka.topic(self._settings, topic): topic for topic in TOPICS}
+        ends = kafka.end_offsets(self._settings, names)
+        if len(ends) < len(names):
+            raise BrokerUnavailable("the change topics don't exist yet", hint="a worker makes them")
+        return {(names[full], partition): offset for full, found in ends.items() for partition, offset in found.items()}
 
     def _partitions(self, offsets: Mapping[Place, int]) -> list[TopicPartition]:
         return [TopicPartition(kafka.topic(self._settings, t), p, offset) for (t, p), offset in offsets.items()]

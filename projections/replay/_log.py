@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 
 from confluent_kafka import KafkaException, Message, TopicPartition
-from confluent_kafka.admin import OffsetSpec
 
 from caudal import kafka
 from caudal.errors import BrokerUnavailable, LogTruncated
@@ -38,14 +37,7 @@ def starts(settings: KafkaSettings, topic: str, *, truncated: bool = False) -> d
         LogTruncated: it does, and may not.
         BrokerUnavailable: Kafka can't be reached.
     """
-    client = kafka.admin(settings)
-    places = [TopicPartition(topic, partition) for partition in ends(settings, topic)]
-    earliest = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # confluent-kafka has no annotation there
-    try:
-        futures = client.list_offsets(dict.fromkeys(places, earliest)) if places else {}
-        first = {place.partition: future.result().offset for place, future in futures.items()}
-    except KafkaException as exc:
-        raise kafka.translate_error(exc) from exc
+    first = kafka.start_offsets(settings, [topic]).get(topic, {})
     missing = {partition: offset for partition, offset in first.items() if offset > 0}
     if missing and not truncated:
         parts = ", ".join(f"{offset} of partition {partition}" for partition, offset in sorted(missing.items()))

@@ -17,7 +17,6 @@ from caudal.schemas.codec import Codec, LocalRegistry
 from confluent_kafka import Message, TopicPartition
 
 from caudal import connectors, kafka, postgres
-from caudal.errors import BrokerUnavailable
 from caudal.settings import Settings
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -120,7 +119,7 @@ def capture(
 def read(settings: Settings, topics: Sequence[str]) -> list[Message]:
     """Every message that the topics (full names) hold now."""
     consumer = kafka.consumer(settings.kafka, "unused")
-    ends = _ends(settings, topics)
+    ends = kafka.end_offsets(settings.kafka, topics)
     left = {(topic, partition): end for topic in topics for partition, end in ends[topic].items() if end}
     consumer.assign([TopicPartition(topic, partition, 0) for topic, partition in left])
     found: list[Message] = []
@@ -135,15 +134,6 @@ def read(settings: Settings, topics: Sequence[str]) -> list[Message]:
                 left.pop(key, None)
     consumer.close()
     return found
-
-
-def _ends(settings: Settings, topics: Sequence[str]) -> dict[str, dict[int, int]]:
-    for _ in range(100):
-        try:
-            return kafka.end_offsets(settings.kafka, topics)
-        except BrokerUnavailable:  # a topic that was made a moment ago has no leader yet
-            time.sleep(0.1)
-    raise AssertionError(f"{topics} have no leader")
 
 
 def events(settings: Settings, name: str | None = None) -> list[dict[str, Any]]:
