@@ -282,6 +282,8 @@ class Compiler:
                 return self._ordered(sql, op, _each(value, moment), "timestamptz")
             case "date":
                 return self._ordered(sql, op, _each(value, lambda v: moment(v).date()), "date")
+            case "age" if self.shared is None and (ages := _ages(op, value)):
+                return self._born(found.since, *ages)
             case _:
                 return self._ordered(sql, op, *_numbers(value))
 
@@ -323,6 +325,15 @@ class Compiler:
         if op in {"in", "not in"}:
             return f"({sql}) {'= ANY' if op == 'in' else '<> ALL'} ({self.value(value, f'{type_}[]')})"
         return f"({sql}) {_SQL_OPERATOR[op]} {self.value(value, type_)}"
+
+    def _born(self, date: str, least: int, below: int | None) -> str:
+        """That an age is at least one and below another, said of the date of birth: of those the planner knows how many there are."""
+
+        def ago(years: int) -> str:
+            return f"(({self.now} AT TIME ZONE 'UTC')::date - make_interval(years => {self.value(years, 'int')}))::date"
+
+        before = f"{date} <= {ago(least)}"
+        return before if below is None else f"{before} AND {date} > {ago(below)}"
 
     def _segment(self, name: str) -> str:
         here = f"g.customer_id = p.customer_id AND {{}} = {self.value(name, 'text')}"
@@ -495,6 +506,25 @@ def _numbers(value: Any) -> tuple[Any, str]:
     if any(isinstance(n, float) for n in numbers):
         return _each(value, float), "float8"
     return value, "bigint"
+
+
+def _ages(op: str, value: Any) -> tuple[int, int | None] | None:
+    """A comparison of whole years as the least age that fits and the first that no longer does; None where it is no such range."""
+    match op:
+        case "<":
+            return 0, value
+        case "<=":
+            return 0, value + 1
+        case ">":
+            return value + 1, None
+        case ">=":
+            return value, None
+        case "=":
+            return value, value + 1
+        case "between":
+            return value[0], value[1] + 1
+        case _:
+            return None
 
 
 def _as(sql: str, alias: str) -> str:

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from caudal.projections import FACTS, VIEWS, criteria, ensure_live, select_sql
 from criteria_trees import POOLS, WORDS, trees
-from criteria_twin import Twin
+from criteria_twin import Twin, age
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -208,3 +208,35 @@ def test_every_part_of_a_criterion_is_explained(filled: tuple[psycopg.Connection
         assert holds == [twin.holds(criteria.dump(node), customer, NOW) for _, node in nodes]
         assert len(dues) == len(nodes)
         assert dues[0] == min((due for due in dues[1:] if due), default=None)
+
+
+def test_an_age_turns_on_the_birthday_in_leap_years_too(settings: Settings) -> None:
+    births = [date(1996, 2, 28), date(1996, 2, 29), date(1996, 3, 1), date(1997, 2, 28), date(1997, 3, 1)]
+    days = [
+        date(2024, 2, 28),
+        date(2024, 2, 29),
+        date(2024, 3, 1),
+        date(2025, 2, 28),
+        date(2025, 3, 1),
+        date(1996, 2, 29),
+    ]
+    asked = {
+        "age < 28": range(28), "age <= 28": range(29), "age > 28": range(29, 99), "age >= 28": range(28, 99), "age >= 0": range(99),
+        "age = 28": [28], "age between 27 and 28": [27, 28], "age between 28 and 27": [], "age != 28": {*range(99)} - {28},
+    }  # fmt: skip
+    with connect(settings) as conn:
+        ensure_live(conn)
+        for birth in births:
+            conn.execute(
+                "INSERT INTO live.profiles (customer_id, sources, birth_date, attributes)"
+                " VALUES (gen_random_uuid(), '{}', %s, '{}')",
+                (birth,),
+            )
+        for text, ages in asked.items():
+            condition = criteria.parse(text)
+            holds = criteria.predicate(condition)
+            for day in days:
+                now = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+                statement = f"SELECT p.birth_date FROM live.profiles p WHERE {holds.text}"
+                found = {row[0] for row in conn.execute(statement, {**holds.parameters, "now": now})}
+                assert found == {birth for birth in births if age(birth, day) in ages}, (text, day)
