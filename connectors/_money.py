@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import ROUND_HALF_UP, Decimal
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -55,8 +56,11 @@ def minor(amount: Decimal | None, currency: str | None) -> int | None:
         MissingField: an amount without a currency.
         InvalidPayload: the currency is no ISO 4217 code, or the amount is beyond 64 bits.
     """
-    if amount is None:
-        return None
+    return None if amount is None else _minor(amount, currency)
+
+
+@lru_cache(4096)  # an order names a few amounts again and again, most of all nothing
+def _minor(amount: Decimal, currency: str | None) -> int:
     if not currency:
         raise MissingField("an amount without a currency")
     if not _CURRENCY.fullmatch(currency):

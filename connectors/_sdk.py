@@ -296,14 +296,18 @@ class Connector:
         model, function = self.translators[kind]
         payload = model.model_validate(value) if model is not None else value
         for position, event in enumerate(function(payload, delivery.source, delivery)):
-            event_id = uuid.uuid5(EVENT_NAMESPACE, f"{delivery.source}\n{item_id}\n{position}")
-            yield within_bounds(
-                event,
-                event_id=str(event_id),
-                source=delivery.source,
-                captured_at=delivery.captured_at,
-                identifiers=tuple(dict.fromkeys(i for i in event.identifiers if i.value)),
-            )
+            if event.event_id:
+                event = replace(event)  # noqa: PLW2901 - one that was told before is told again
+            header = {
+                "event_id": str(uuid.uuid5(EVENT_NAMESPACE, f"{delivery.source}\n{item_id}\n{position}")),
+                "source": delivery.source,
+                "captured_at": delivery.captured_at,
+                "identifiers": tuple(dict.fromkeys(i for i in event.identifiers if i.value)),
+            }
+            for name, stated in header.items():
+                # frozen for everyone else; it was made a moment ago, and copying forty fields takes longer than making them
+                object.__setattr__(event, name, stated)
+            yield within_bounds(event)
 
     def _model_of(self, exc: ValidationError) -> type[BaseModel] | None:
         return next(

@@ -25,11 +25,11 @@ from caudal.connectors import (
     minor,
     subject,
 )
-from caudal.connectors._bounds import within_bounds
+from caudal.connectors._bounds import _bounded, _fits, within_bounds
 from caudal.connectors._money import exponent
 from caudal.schemas import EVENT_TYPES, Event, Identifier, OrderLine, OrderStated, ProfileStated
 from caudal.schemas._types import schema_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -242,6 +242,48 @@ def test_a_float_that_is_no_number_and_a_moment_for_a_day_are_poison() -> None:
     ):
         with pytest.raises(UnusableEvent):
             within_bounds(replace(person, **change))
+
+
+texts = st.text(st.characters(exclude_categories=()), max_size=3) | st.sampled_from(
+    ["", "a\0b", "é" * 100, "é" * 300, "\ud800", 7]
+)
+
+
+@settings(max_examples=300)
+@given(
+    name=texts, city=texts, tags=st.none() | st.tuples(texts, texts), attributes=st.dictionaries(texts, st.none() | texts, max_size=2),
+    latitude=st.none() | st.floats() | st.integers(-90, 90), birth_date=st.none() | st.dates(),
+    signed_up_at=st.none() | st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=-3))])),
+)  # fmt: skip
+def test_a_record_that_fits_is_one_that_needs_no_change(**values: Any) -> None:
+    person = ProfileStated(subject="s:p:1", occurred_at=NOW, **values)
+    try:
+        bounded = _bounded(person)
+    except UnusableEvent:
+        assert not _fits(ProfileStated)(person)
+    else:
+        assert within_bounds(person) == bounded
+        assert _fits(ProfileStated)(bounded)
+
+
+def test_an_event_that_a_connector_tells_twice_is_two_events() -> None:
+    twice = toy()
+
+    @twice.on("double")
+    def told(thing: Thing, source: str, delivery: Delivery) -> Iterator[Event]:
+        event = ProfileStated(subject=subject(source, "thing", thing.id), occurred_at=NOW)
+        yield event
+        yield event
+
+    first, second = twice.translate(Delivery(source="s", body=b'{"id": 1}', kind="double", delivery_id="d"))
+    assert first.event_id != second.event_id
+    assert replace(first, event_id="") == replace(second, event_id="")
+
+
+def test_a_record_that_fits_is_looked_at_whole() -> None:
+    line = OrderLine(line_id="1", quantity=1, unit_price_minor=1, product="São João")
+    order = OrderStated(subject="s:order:1", occurred_at=NOW, order_id="1", lines=(line, replace(line, product="a\0b")))
+    assert within_bounds(order).lines == (line, replace(line, product="ab"))
 
 
 def test_an_event_can_not_do_without_its_keys() -> None:
