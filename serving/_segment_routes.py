@@ -132,7 +132,7 @@ def _reading(app: FastAPI, segments: Segments, route: dict[str, Any], needs: Acc
     @app.get("/segments/{name}/versions", summary="What it was", response_model=VersionsAnswer, **route)
     async def versions(name: _Name) -> Response:
         with _told():
-            return _answers.json({"versions": await segments.versions(name)})
+            return _answers.json(await segments.versions(name))
 
     @app.get("/segments/{name}/members", summary="Who is in it", response_model=MembersAnswer, **route)
     async def members(
@@ -225,16 +225,16 @@ def _changing(app: FastAPI, changes: Changes, route: dict[str, Any], needs: Acce
     }
 
     @app.post("/segments/{name}/list", summary="Put customers on a list", response_model=ListedAnswer, **route, **ids)
-    async def put_on(name: _Name, request: Request, _grant: access.Grant = needs.writes) -> Response:
+    async def put_on(name: _Name, request: Request, grant: access.Grant = needs.writes) -> Response:
         given = await _ids(request)
-        return _counts(await changes.make(lambda conn: lists.put(conn, name, given)))
+        return _counts(await changes.make(lambda conn: lists.put(conn, name, given, grant.name)))
 
     @app.delete(
         "/segments/{name}/list", summary="Take customers off a list", response_model=ListedAnswer, **route, **ids
     )
-    async def take_off(name: _Name, request: Request, _grant: access.Grant = needs.writes) -> Response:
+    async def take_off(name: _Name, request: Request, grant: access.Grant = needs.writes) -> Response:
         given = await _ids(request)
-        return _counts(await changes.make(lambda conn: lists.take(conn, name, given)))
+        return _counts(await changes.make(lambda conn: lists.take(conn, name, given, grant.name)))
 
 
 async def _ids(request: Request) -> Iterator[str]:

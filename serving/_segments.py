@@ -55,6 +55,10 @@ _KNOWN = f"""
     SELECT {POSITION}, count(*), bool_and(erased_at IS NOT NULL) AND NOT EXISTS (SELECT FROM live.profiles WHERE customer_id = %(customer)s)
     FROM live.links WHERE customer_id = %(customer)s
 """
+_LIST_CHANGES = """
+    SELECT change, customers, changed_at, changed_by FROM hub.segment_list_changes WHERE segment_id = %s
+    ORDER BY changed_at DESC LIMIT 100
+"""
 # two changes of one membership never share a moment
 _HISTORY = """
     SELECT s.name, h.version, h.entered, h.at, h.cause, h.segment_id FROM hub.segment_history h JOIN hub.segments s ON s.id = h.segment_id
@@ -142,17 +146,20 @@ class Segments:
         size = await self._size(segment, name)
         return {**(_built_in(name) if segment is None else plain(segment)), "size": size, "exact": True}
 
-    async def versions(self, name: str) -> list[dict[str, Any]]:
-        """What it was, newest first; none of a built-in segment.
+    async def versions(self, name: str) -> dict[str, list[dict[str, Any]]]:
+        """What it was, newest first, and the newest changes of who is on a list; none of a built-in segment.
 
         Raises:
             UnknownSegment: there is none.
         """
         segment = await self._named(name)
         if segment is None:
-            return []
+            return {"versions": [], "list_changes": []}
         names = ("version", "criteria", "description", "changed_at", "changed_by")
-        return [dict(zip(names, row, strict=True)) for row in await self._rows(_VERSIONS, (segment.id,))]
+        versions = [dict(zip(names, row, strict=True)) for row in await self._rows(_VERSIONS, (segment.id,))]
+        told = ("change", "customers", "changed_at", "changed_by")
+        changes = [dict(zip(told, row, strict=True)) for row in await self._rows(_LIST_CHANGES, (segment.id,))]
+        return {"versions": versions, "list_changes": changes}
 
     async def members(self, name: str, *, after: uuid.UUID | None, limit: int) -> dict[str, Any]:
         """A page of the members by id; `next` is the last one's id, None at the end.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -219,10 +219,20 @@ class Version(_Shape):
     changed_by: str = Field(description="The token's name, or `cli`.")
 
 
+class ListChange(_Shape):
+    """Customers were put on a list or taken off."""
+
+    change: Literal["put", "taken"]
+    customers: int = Field(description="How many.")
+    changed_at: datetime
+    changed_by: str = Field(description="The token's name, or `cli`.")
+
+
 class VersionsAnswer(_Shape):
-    """A segment's versions, newest first."""
+    """A segment's versions and, of a list, who changed it, newest first."""
 
     versions: list[Version]
+    list_changes: list[ListChange] = Field(description="The newest 100.")
 
 
 class Member(_Shape):

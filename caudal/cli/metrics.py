@@ -33,19 +33,24 @@ FOLDER = Path("metrics")
 def list_(as_json: Json = False) -> None:
     """List the custom metrics that are kept, with the values that they give."""
     from caudal import postgres
+    from caudal.projections.custom import metric
 
     settings = resolved()
     postgres.migrate(settings.postgres)
     with postgres.connect(settings.postgres, role="cli") as conn, postgres.translated():
-        rows = conn.execute(
-            "SELECT name, title, columns, reads, applied_at, applied_by, statement FROM hub.custom_metrics ORDER BY name"
-        ).fetchall()
-    names = ("metric", "title", "values", "reads", "applied_at", "applied_by", "statement")
-    found = [dict(zip(names, row, strict=True)) for row in rows]
+        metrics = metric.defined(conn)
+    found = [
+        {
+            "metric": each.name, "title": each.title, "values": each.columns, "reads": each.reads,
+            "applied_at": each.applied_at, "applied_by": each.applied_by, "statement": each.statement,
+        }
+        for each in metrics
+    ]  # fmt: skip
     if as_json:
         emit(found)
     else:
-        table(names[:-1], [[each[name] for name in names[:-1]] for each in found])
+        names = ("metric", "title", "values", "reads", "applied_at", "applied_by")
+        table(names, [[each[name] for name in names] for each in found])
 
 
 @app.command(epilog=examples("caudal metrics check metrics/repeat_orders.sql", "caudal metrics check --json"))

@@ -58,14 +58,14 @@ def list_(
 
 @app.command(epilog=examples("caudal segments show loyal", "caudal segments show loyal --json | jq .criteria"))
 def show(name: Name, as_json: Json = False) -> None:
-    """Show a segment: its criteria, size and versions. Exit status 1 when there is none."""
+    """Show a segment: its criteria, size and versions, and who changed a list last. Exit status 1 when there is none."""
 
-    async def ask(segments: Segments) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    async def ask(segments: Segments) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
         return await segments.one(name), await segments.versions(name)
 
-    found, versions = _read(ask)
+    found, before = _read(ask)
     if as_json:
-        emit({**found, "versions": versions})
+        emit({**found, **before})
         return
     print(f"{name}: {found['kind']}, {found['state']}, {found['size']} members")
     if found["changed_by"]:
@@ -75,10 +75,13 @@ def show(name: Name, as_json: Json = False) -> None:
     for text in (found["description"], found["text"]):
         if text:
             print(f"\n{text}")
-    if versions:
-        print()
-        columns = ("version", "changed_at", "changed_by", "description")
-        table(columns, [[each[column] for column in columns] for each in versions])
+    for kind, columns in (
+        ("versions", ("version", "changed_at", "changed_by", "description")),
+        ("list_changes", ("change", "customers", "changed_at", "changed_by")),
+    ):
+        if before[kind]:
+            print()
+            table(columns, [[each[column] for column in columns] for each in before[kind]])
 
 
 @app.command(
@@ -286,7 +289,7 @@ def put(name: Name, customer_ids: Ids = None, *, file: IdFile = None, as_json: J
     from caudal.projections.membership import lists
 
     with _given(customer_ids, file) as given:
-        _show_listed(_change(lambda conn: lists.put(conn, name, given)), "put on the list", as_json=as_json)
+        _show_listed(_change(lambda conn: lists.put(conn, name, given, user())), "put on the list", as_json=as_json)
 
 
 @app.command(
@@ -299,7 +302,7 @@ def take(name: Name, customer_ids: Ids = None, *, file: IdFile = None, as_json: 
     from caudal.projections.membership import lists
 
     with _given(customer_ids, file) as given:
-        _show_listed(_change(lambda conn: lists.take(conn, name, given)), "taken off the list", as_json=as_json)
+        _show_listed(_change(lambda conn: lists.take(conn, name, given, user())), "taken off the list", as_json=as_json)
 
 
 @contextmanager

@@ -13,8 +13,10 @@ from typing import Any
 
 import psycopg
 from caudal.projections._schema import LIVE
+from caudal.projections.custom import order
 from caudal.projections.custom.metric import RELATIONS, Metric
 from caudal.projections.custom.source import BadMetric, Source
+from caudal.projections.facts import FACTS
 
 __all__ = ["Checked", "check"]
 
@@ -28,12 +30,13 @@ _TYPES = {
     "int2": "integer", "int4": "integer", "int8": "integer", "numeric": "number", "float4": "number", "float8": "number",
     "text": "text", "varchar": "text", "bool": "boolean", "timestamptz": "time", "date": "date",
 }  # fmt: skip
-_OF_ROWS = {
-    "array_agg", "string_agg", "json_agg", "jsonb_agg", "json_object_agg", "jsonb_object_agg", "any_value", "xmlagg", "json_arrayagg",
-    "json_objectagg",
-}  # fmt: skip
-"""Aggregates that give something else when rows come in another order."""
 _FLOATS = {700, 701}
+_ANY_ORDER = {"count", "min", "max"}
+_KEYS = {
+    "subjects": [{"subject"}], "profiles": [{"customer_id"}], **{
+        fact.name: [{*fact.key}, {*fact.key} - {"source"} | {"subject"}] for fact in FACTS},
+}  # fmt: skip
+"""Relation → sets of columns, each of which tells its rows apart. A subject is of one source, so it may stand for it."""
 _FIXED = {
     "concat", "concat_ws", "format", "to_char", "to_date", "array_to_string", "to_json", "to_jsonb", "jsonb_build_object",
     "json_build_object", "jsonb_build_array", "json_build_array", "anytextcat", "textanycat",
@@ -154,6 +157,7 @@ def _looked_through(conn: psycopg.Connection[Any], source: Source) -> tuple[str,
         raise source.fault("a metric locks nothing", source.find("for"))
     for node in _nodes(tree):
         _node(conn, source, node)
+    _ordered(conn, source, tree)
     rows = conn.execute(
         """SELECT c.relname, c.relnamespace = 'metric_check'::regnamespace, c.oid::regclass::text
            FROM pg_class c WHERE c.oid = ANY (%s::oid[]) ORDER BY 1""",
@@ -214,16 +218,38 @@ def _node(conn: psycopg.Connection[Any], source: Source, node: str) -> None:
         row = conn.execute("SELECT proname FROM pg_proc WHERE oid = %s", (_number(node, "aggfnoid"),)).fetchone()
         assert row is not None
         name = row[0]
-        if name in _OF_ROWS:
-            raise source.fault(
-                f"{name}() needs an order: rows come in any", source.find(name), hint=f"{name}(… ORDER BY …)"
-            )
         types = re.search(r":aggargtypes \(o ([\d ]+)\)", node)
-        if types and {int(each) for each in types[1].split()} & _FLOATS and name not in {"count", "min", "max"}:
-            raise source.fault(
-                f"{name}() of floating point numbers hangs on the order of the rows", source.find(name),
-                hint="cast to numeric first",
-            )  # fmt: skip
+        if types and {int(each) for each in types[1].split()} & _FLOATS and name not in _ANY_ORDER:
+            raise _of_floats(source, name)
+    elif node.startswith("{WINDOWFUNC ") and ":winagg true" in node and int(_number(node, "wintype")) in _FLOATS:
+        row = conn.execute("SELECT proname FROM pg_proc WHERE oid = %s", (_number(node, "winfnoid"),)).fetchone()
+        assert row is not None
+        if row[0] not in _ANY_ORDER:
+            raise _of_floats(source, row[0])
+
+
+def _of_floats(source: Source, name: str) -> BadMetric:
+    return source.fault(
+        f"{name}() of floating point numbers hangs on the order of the rows", source.find(name), hint="cast to numeric first"
+    )  # fmt: skip
+
+
+def _ordered(conn: psycopg.Connection[Any], source: Source, tree: str) -> None:
+    """Refuse what depends on which of several rows, equal in the order that is asked for, comes first."""
+    rows = conn.execute(
+        """SELECT c.oid::bigint, c.relname, jsonb_object_agg(a.attname, a.attnum) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+           WHERE c.relnamespace = 'metric_check'::regnamespace AND c.relname = ANY (%s) AND a.attnum > 0 GROUP BY 1, 2""",
+        ([*_KEYS],),
+    )
+    keys = {oid: [{columns[name] for name in way} for way in _KEYS[relation]] for oid, relation, columns in rows}
+    oids = [int(oid) for oid in re.findall(r":(?:winfnoid|aggfnoid) (\d+)", tree)]
+    named = conn.execute("SELECT oid::bigint, proname FROM pg_proc WHERE oid = ANY (%s::oid[])", (oids,))
+    functions: dict[int, str] = dict(named.fetchall())
+    for word, what in order.undecided(tree, keys, functions):
+        raise source.fault(
+            f"{what} needs an order in which no two rows are equal", source.find(word),
+            hint="end ORDER BY with the key, as in `ORDER BY placed_at, subject, order_id`; LIMIT may name what is selected instead",
+        )  # fmt: skip
 
 
 def _number(node: str, field: str) -> str:

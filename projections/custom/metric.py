@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -48,6 +49,8 @@ class Metric:
         statement: the SELECT.
         columns: value → its type: integer, number, text, boolean, time or date.
         reads: the names in `RELATIONS` that it reads.
+        applied_at: since when it is so; None before it is applied.
+        applied_by: who applied it.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Metric:
     statement: str
     columns: Mapping[str, str]
     reads: Sequence[str]
+    applied_at: datetime | None = None
+    applied_by: str = ""
 
     @cached_property
     def function(self) -> str:
@@ -108,8 +113,10 @@ def install(conn: psycopg.Connection[Any], metrics: Sequence[Metric]) -> None:
 
 def defined(conn: psycopg.Connection[Any]) -> tuple[Metric, ...]:
     """The metrics that the live schema was made with, by name."""
-    rows = conn.execute("SELECT name, title, statement, columns, reads FROM hub.custom_metrics ORDER BY name")
-    return tuple(Metric(name, title, text, columns, tuple(reads)) for name, title, text, columns, reads in rows)
+    rows = conn.execute(
+        "SELECT name, title, statement, columns, reads, applied_at, applied_by FROM hub.custom_metrics ORDER BY name"
+    )
+    return tuple(Metric(*row) for row in rows)
 
 
 def store(conn: psycopg.Connection[Any], metrics: Sequence[Metric], by: str) -> None:

@@ -64,8 +64,14 @@ class Listed:
     malformed: int
 
 
-def put(conn: psycopg.Connection[Any], name: str, given: Iterable[str]) -> Listed:
+def put(conn: psycopg.Connection[Any], name: str, given: Iterable[str], by: str) -> Listed:
     """Put customers on a list, all in one transaction; an id that was merged into another customer puts that one on it.
+
+    Args:
+        conn: a connection.
+        name: the list.
+        given: ids.
+        by: who wants it.
 
     Raises:
         UnknownSegment: there is none.
@@ -73,11 +79,18 @@ def put(conn: psycopg.Connection[Any], name: str, given: Iterable[str]) -> Liste
     """
     with _meant(conn, name, given) as (segment, malformed):
         changed = conn.execute(_PUT, (segment.id,)).fetchall()
+        _record(conn, segment, "put", len(changed), by)
         return _noted(conn, changed, malformed)
 
 
-def take(conn: psycopg.Connection[Any], name: str, given: Iterable[str]) -> Listed:
+def take(conn: psycopg.Connection[Any], name: str, given: Iterable[str], by: str) -> Listed:
     """Take customers off a list.
+
+    Args:
+        conn: a connection.
+        name: the list.
+        given: ids.
+        by: who wants it.
 
     Raises:
         UnknownSegment: there is none.
@@ -85,6 +98,7 @@ def take(conn: psycopg.Connection[Any], name: str, given: Iterable[str]) -> List
     """
     with _meant(conn, name, given) as (segment, malformed):
         changed = conn.execute(_TAKE, {"segment": segment.id}).fetchall()
+        _record(conn, segment, "taken", len(changed), by)
         return _noted(conn, changed, malformed)
 
 
@@ -118,6 +132,17 @@ def _meant(conn: psycopg.Connection[Any], name: str, given: Iterable[str]) -> It
         conn.execute(_MEANT)
         conn.execute("ANALYZE meant")
         yield segment, malformed
+
+
+def _record(conn: psycopg.Connection[Any], segment: Segment, change: str, customers: int, by: str) -> None:
+    """Keep who changed it and when; ids that change nothing are no change."""
+    if not customers:
+        return
+    conn.execute(
+        "INSERT INTO hub.segment_list_changes (segment_id, changed_by, change, customers) VALUES (%s, %s, %s, %s)",
+        (segment.id, by, change, customers),
+    )
+    conn.execute("UPDATE hub.segments SET changed_at = now(), changed_by = %s WHERE id = %s", (by, segment.id))
 
 
 def _noted(conn: psycopg.Connection[Any], changed: list[tuple[UUID, UUID]], malformed: int) -> Listed:

@@ -52,7 +52,20 @@ REFUSED = {
     "WITH a AS (DELETE FROM orders RETURNING 1) SELECT 1 AS a": ("", "data-modifying statements"),
     "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT max(n) AS a FROM r": (":1:6", "WITH RECURSIVE"),
     "SELECT string_agg(status, ',') AS a FROM orders": (":1:8", "string_agg() needs an order"),
+    "SELECT string_agg(status, ',' ORDER BY placed_at) AS a FROM orders": (":1:8", "string_agg() needs an order"),
     "SELECT sum(score) AS a FROM feedback": (":1:8", "floating point"),
+    "SELECT status AS a FROM orders LIMIT 1": (":1:32", "LIMIT needs an order"),
+    "SELECT status AS a FROM orders\nORDER BY placed_at LIMIT 1": (":2:20", "LIMIT needs an order"),
+    "SELECT (SELECT status FROM orders ORDER BY placed_at OFFSET 1) AS a": (":1:54", "OFFSET needs an order"),
+    "SELECT DISTINCT ON (customer_id) status AS a FROM orders ORDER BY customer_id, placed_at": (":1:8", "DISTINCT ON needs"),
+    "SELECT max(n) AS a FROM (SELECT row_number() OVER () AS n FROM orders) x": (":1:33", "row_number() needs an order"),
+    "SELECT max(n) AS a FROM (SELECT rank() OVER (PARTITION BY status) AS n FROM orders) x": (":1:33", "rank() needs an order"),
+    "SELECT max(n) AS a FROM (SELECT lag(status) OVER (ORDER BY placed_at) AS n FROM orders) x": (":1:33", "lag() needs an order"),
+    "SELECT max(n) AS a FROM (SELECT sum(total_minor) OVER (ORDER BY placed_at ROWS 2 PRECEDING) AS n FROM orders) x":
+        (":1:33", "sum() needs an order"),
+    "SELECT max(n) AS a FROM (SELECT sum(score) OVER () AS n FROM feedback) x": (":1:33", "floating point"),
+    "SELECT max(n) AS a FROM (SELECT first_value(r) OVER (ORDER BY o.subject, o.order_id) AS n FROM orders o, unnest(line_brands) r) x":
+        (":1:33", "first_value() needs an order"),
     "SELECT max(value::timestamptz) AS a FROM profile_attributes": (":1:17", "can't be cast to a time"),
     "SELECT count(*), 1 AS a FROM orders FOR UPDATE": ("", "FOR UPDATE"),
     "SELECT line_products AS a FROM orders": (":1:25", "of type text[]"),
@@ -70,6 +83,17 @@ GOOD = {
     "SELECT upper(name) AS a, sources[1] IS NOT NULL AS b FROM profiles": {"a": "text", "b": "boolean"},
     "SELECT string_agg(status, ',' ORDER BY status) AS a, max(date_trunc('month', placed_at)) AS b FROM orders": {"a": "text", "b": "time"},
     "SELECT min((placed_at AT TIME ZONE 'America/Recife')::date) AS a FROM orders -- 'a' -- now()": {"a": "date"},
+    "SELECT status AS a FROM orders ORDER BY placed_at DESC, subject, order_id LIMIT 1": {"a": "text"},
+    "SELECT status AS a FROM orders ORDER BY placed_at DESC, status LIMIT 1": {"a": "text"},
+    "SELECT brand AS a FROM orders, unnest(line_brands) brand GROUP BY 1 ORDER BY count(*) DESC, brand LIMIT 1": {"a": "text"},
+    "SELECT (array_agg(status ORDER BY placed_at, subject, order_id))[1] AS a FROM orders": {"a": "text"},
+    "SELECT count(*) AS a FROM orders LIMIT 1": {"a": "integer"},
+    "SELECT DISTINCT ON (customer_id) status AS a FROM orders ORDER BY customer_id, placed_at, subject, order_id": {"a": "text"},
+    """SELECT max(total_minor) FILTER (WHERE n = 1) AS a, max(r) AS b, max(t) AS c FROM (
+           SELECT total_minor, row_number() OVER (PARTITION BY subject ORDER BY placed_at, order_id) AS n,
+               rank() OVER (ORDER BY placed_at) AS r, sum(total_minor) OVER (ORDER BY placed_at) AS t
+           FROM orders) x""": {"a": "integer", "b": "integer", "c": "number"},
+    "SELECT max(n) AS a FROM (SELECT lag(count(*)) OVER (ORDER BY status) AS n FROM orders GROUP BY status) x": {"a": "integer"},
     "SELECT count(*) FILTER (WHERE hub.fold(status) LIKE '%pai%') AS a FROM orders": {"a": "integer"},
 }  # fmt: skip
 

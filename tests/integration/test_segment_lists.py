@@ -42,22 +42,26 @@ def _touched(conn: psycopg.Connection[Any]) -> set[UUID]:
 
 def test_who_is_put_on_a_list_is_looked_at_again_and_the_rest_is_counted(conn, vips):
     given = [str(ANA), str(ANA), "12345", str(NOBODY), str(SPLIT), str(RUI).upper()]
-    assert lists.put(conn, "vips", given) == Listed(changed=2, unchanged=0, unknown=2, malformed=1)
+    assert lists.put(conn, "vips", given, "eva") == Listed(changed=2, unchanged=0, unknown=2, malformed=1)
     assert _listed(conn) == _touched(conn) == {ANA, RUI}
-    assert lists.put(conn, "vips", [str(ANA), str(ZOE)]) == Listed(1, 1, 0, 0)
+    assert lists.put(conn, "vips", [str(ANA), str(ZOE)], "eva") == Listed(1, 1, 0, 0)
     assert _touched(conn) == {ZOE}
-    assert lists.take(conn, "vips", [str(RUI), str(NOBODY), "x"]) == Listed(1, 0, 1, 1)
+    assert lists.take(conn, "vips", [str(RUI), str(NOBODY), "x"], "eva") == Listed(1, 0, 1, 1)
     assert _listed(conn) == {ANA, ZOE}
     assert _touched(conn) == {RUI}
+    assert lists.put(conn, "vips", [str(ANA)], "zoe").changed == 0
+    told = conn.execute("SELECT change, customers, changed_by FROM hub.segment_list_changes ORDER BY changed_at")
+    assert told.fetchall() == [("put", 2, "eva"), ("put", 1, "eva"), ("taken", 1, "eva")]
+    assert definitions.named(conn, "vips").changed_by == "eva"
 
 
 def test_an_id_that_was_merged_means_the_customer_that_it_went_into(conn, vips):
-    assert lists.put(conn, "vips", [str(OLD)]).changed == 1
+    assert lists.put(conn, "vips", [str(OLD)], "eva").changed == 1
     assert _listed(conn) == _touched(conn) == {ANA}
-    assert lists.take(conn, "vips", [str(OLD)]).changed == 1
+    assert lists.take(conn, "vips", [str(OLD)], "eva").changed == 1
     conn.execute("INSERT INTO hub.segment_listed VALUES (%s, %s)", (vips.id, OLD))  # merged after it was put there
     assert _touched(conn) == {ANA}
-    assert lists.take(conn, "vips", [str(ANA)]).changed == 1
+    assert lists.take(conn, "vips", [str(ANA)], "eva").changed == 1
     assert _listed(conn) == set()
     assert _touched(conn) == {ANA}
 
@@ -65,9 +69,9 @@ def test_an_id_that_was_merged_means_the_customer_that_it_went_into(conn, vips):
 def test_only_a_list_that_is_kept_can_change(conn, vips):
     definitions.create(conn, Draft("loyal", parse("orders_count >= 2")), "ana")
     with pytest.raises(BadSegment, match="no list"):
-        lists.put(conn, "loyal", [str(ANA)])
+        lists.put(conn, "loyal", [str(ANA)], "eva")
     with pytest.raises(UnknownSegment):
-        lists.put(conn, "nothing", [str(ANA)])
+        lists.put(conn, "nothing", [str(ANA)], "eva")
     definitions.archive(conn, "vips", "eva")
     with pytest.raises(BadSegment, match="archived"):
-        lists.take(conn, "vips", [str(ANA)])
+        lists.take(conn, "vips", [str(ANA)], "eva")

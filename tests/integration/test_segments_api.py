@@ -124,6 +124,9 @@ def test_ids_are_put_on_lists_as_text_csv_or_json(http, conn):
     taken = http.request("DELETE", "/segments/vips/list", json=[str(RUI)])
     assert _told(taken, models.ListedAnswer)["changed"] == 1
     assert conn.execute("SELECT customer_id FROM hub.segment_listed").fetchall() == [(ANA,)]
+    changes = _told(http.get("/segments/vips/versions"), models.VersionsAnswer)["list_changes"]
+    assert [(each["change"], each["customers"]) for each in changes] == [("taken", 1), ("put", 2)]
+    assert {each["changed_by"] for each in changes} == {http.get("/segments/vips").json()["changed_by"]}
     _refused(http.post("/segments/vips/list", json={"ids": []}), 422, "invalid_parameters")
     _refused(http.post("/segments/vips/list", content=b"\xff"), 422, "invalid_parameters")
     http.put("/segments/loyal", json={"criteria": LOYAL})
