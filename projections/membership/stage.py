@@ -174,6 +174,8 @@ class Memberships:
         for _, _, at in dues:
             telemetry.SEGMENT_LATENESS.observe(max((now - at).total_seconds(), 0.0))
         self._publish(conn, self._judge(conn, now, work), rebuilt=False)
+        if gone := conn.execute(_ERASED, {"customers": [customer for customer, _, _ in notes]}).fetchall():
+            conn.execute(_FORGET, {"gone": [customer for (customer,) in gone]})
         return True
 
     def _apply_definitions(self, conn: psycopg.Connection[Any], now: datetime) -> bool:
@@ -449,6 +451,29 @@ _LEAVE = """
     )
     SELECT customer_id::text FROM gone
 """
+_ERASED = """
+    SELECT k.customer_id FROM unnest(%(customers)s::uuid[]) k(customer_id)
+    LEFT JOIN LATERAL (SELECT true AS there FROM live.profiles x WHERE x.customer_id = k.customer_id OFFSET 0) p ON true
+    CROSS JOIN LATERAL (SELECT bool_and(x.erased_at IS NOT NULL) AS erased FROM live.links x WHERE x.customer_id = k.customer_id) l
+    WHERE p.there IS NULL AND l.erased
+"""
+"""Who has no account left that wasn't erased."""
+_FORGET = """
+    WITH gone AS MATERIALIZED (
+        SELECT unnest(%(gone)s::uuid[]) AS customer_id
+    ), ids AS MATERIALIZED (
+        SELECT customer_id FROM gone
+        UNION
+        SELECT f.customer_id FROM gone JOIN live.links l USING (customer_id) JOIN hub.former_customers f ON f.subject = l.subject
+        WHERE NOT EXISTS (
+            SELECT FROM hub.former_customers o JOIN live.links x ON x.subject = o.subject
+            WHERE o.customer_id = f.customer_id AND x.erased_at IS NULL)
+    ), unlisted AS (
+        DELETE FROM hub.segment_listed WHERE customer_id IN (SELECT customer_id FROM ids)
+    )
+    DELETE FROM hub.segment_history WHERE customer_id IN (SELECT customer_id FROM ids)
+"""
+"""Of who was erased nothing is kept: neither history nor place on a list, also under ids that were merged into theirs."""
 _JUDGE = """
     WITH k AS MATERIALIZED (
         SELECT * FROM unnest(%(customers)s::uuid[], %(causes)s::text[]) AS asked(customer_id, cause)

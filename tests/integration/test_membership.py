@@ -258,6 +258,34 @@ def test_a_list_has_who_was_put_on_it_under_the_customer_that_they_became(world:
     assert world.members("my-list") == {1, 2}
 
 
+def test_of_who_was_erased_neither_history_nor_place_on_a_list_is_kept(world: World) -> None:
+    world.happens(*(world.profile(person, city="Recife") for person in range(3)))
+    world.define("my-recife", 'city = "Recife"')
+    world.define("my-list", None)
+    world.conn.execute(
+        "INSERT INTO hub.segment_listed SELECT id, unnest(%s::uuid[]) FROM hub.segments WHERE name = 'my-list'",
+        (PEOPLE[:3],),
+    )
+    world.settle()
+    world.conn.execute("INSERT INTO hub.former_customers VALUES (%s, 'shop:customer:0')", (PEOPLE[0],))
+    world.happens(SubjectLinked(**world.header(2, subject=0, seq=2), reason="merge"))
+    world.settle()
+    world.now += timedelta(days=1)
+    gone = world.header(2)
+    world.happens(CustomerErased(**gone, subjects=(gone["subject"],)))
+    world.settle()
+    assert {person for person, *_ in world.moves()} == {0, 1, 2}, "one of the two accounts is still there"
+    gone = world.header(2, subject=0, seq=2)
+    world.happens(CustomerErased(**gone, subjects=(gone["subject"],)))
+    world.settle()
+    assert world.members("my-recife") == world.members("my-list") == {1}
+    assert {person for person, *_ in world.moves()} == {1}
+    listed = world.conn.execute("SELECT customer_id::text FROM hub.segment_listed").fetchall()
+    assert listed == [(PEOPLE[1],)]
+    left = [(person, change) for person, segment, change, _ in world.published() if segment == "my-recife"]
+    assert left.count((2, "left")) == 1, "who listens hears it"
+
+
 def test_everyone_is_judged_again_after_a_swap(world: World) -> None:
     world.define("my-buyers", "bought()")
     log = world.happens(world.profile(0), world.order(0))
