@@ -1,9 +1,12 @@
-"""The search index: a text per profile with a trigram index, kept a moment behind the profiles.
+"""The search index: a text per profile with its words and trigrams indexed, kept a moment behind the profiles.
 
 It is a cache beside the views, and no view: writing trigrams costs more than projecting the event that changed the profile, so it is
 done after the batch. A trigger notes the ids of changed profiles (a plain insert per batch); `refresh` writes the texts of those that
 really changed. Whoever serves searches keeps it: the index of a schema that is new, or was swapped in by a rebuild, is made by `ensure`,
 and until it is there searches by text read the profiles themselves.
+
+Whole words are found by far the fastest: the index holds a list of customers for each. The vocabulary tells which words there are, so
+that a misspelt one is compared with words and not with customers; a word leaves it with the last customer who has it.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ TEXT = (
 )
 """The text of the profile `{p}`."""
 
-READY = "SELECT to_regclass('{schema}.search_text') IS NOT NULL"
-"""Whether the index is complete: its trigram index is made last."""
+READY = "SELECT to_regclass('{schema}.search_words') IS NOT NULL"
+"""Whether the index is complete: that of the words is made last."""
 
 _TABLES = """
     CREATE TABLE {schema}.search (customer_id uuid PRIMARY KEY, text text NOT NULL) WITH (fillfactor = 90);
@@ -44,9 +47,17 @@ _FILL = f"""
 """
 _CITY = "CREATE INDEX CONCURRENTLY IF NOT EXISTS search_city ON {schema}.profiles (hub.fold(city), customer_id)"
 """The projection goes on while it is made."""
-_TEXTS = """
-    CREATE INDEX search_text ON {schema}.search USING gin (text gin_trgm_ops);
-    ANALYZE {schema}.search;
+_SPELT = "length(word) > 2 AND word !~ '[0-9]'"
+"""What words are in the vocabulary: numbers would be as many as customers."""
+_TEXTS = f"""
+    CREATE INDEX IF NOT EXISTS search_text ON {{schema}}.search USING gin (text gin_trgm_ops);
+    CREATE TABLE {{schema}}.search_vocabulary (word text PRIMARY KEY, times bigint NOT NULL);
+    INSERT INTO {{schema}}.search_vocabulary
+        SELECT word, count(*) FROM {{schema}}.search s, unnest(hub.search_words(s.text)) word WHERE {_SPELT} GROUP BY word;
+    CREATE INDEX search_vocabulary_similar ON {{schema}}.search_vocabulary USING gin (word gin_trgm_ops);
+    CREATE INDEX search_words ON {{schema}}.search USING gin (hub.search_words(text));
+    ANALYZE {{schema}}.search;
+    ANALYZE {{schema}}.search_vocabulary;
 """
 _TAKE = f"""
     WITH taken AS MATERIALIZED (
@@ -61,6 +72,18 @@ _TAKE = f"""
     ), written AS (
         INSERT INTO {{schema}}.search AS s (customer_id, text) SELECT customer_id, text FROM now WHERE text IS NOT NULL ORDER BY 1
         ON CONFLICT (customer_id) DO UPDATE SET text = excluded.text WHERE s.text <> excluded.text
+    ), counted AS (
+        SELECT word, sum(times) AS times FROM (
+            SELECT unnest(hub.search_words(n.text)) AS word, 1 AS times FROM now n
+            UNION ALL SELECT unnest(hub.search_words(s.text)), -1 FROM {{schema}}.search s JOIN now n USING (customer_id)
+        ) words WHERE {_SPELT} GROUP BY word HAVING sum(times) <> 0
+    ), unused AS (
+        DELETE FROM {{schema}}.search_vocabulary v USING counted c WHERE v.word = c.word AND v.times + c.times <= 0
+    ), used AS (
+        INSERT INTO {{schema}}.search_vocabulary AS v (word, times)
+        SELECT c.word, c.times FROM counted c LEFT JOIN {{schema}}.search_vocabulary o USING (word)
+        WHERE coalesce(o.times, 0) + c.times > 0
+        ON CONFLICT (word) DO UPDATE SET times = v.times + excluded.times
     )
     SELECT count(*) FROM taken
 """

@@ -1,8 +1,9 @@
 """Search: criteria, text, or both; sorted pages, counts, facets and exports. Every answer is of one snapshot and a bounded piece of work.
 
-A page without a sort goes along the customers' ids and stops when it is full. Text finds what contains every word, and when nothing does
-what is written similarly; without a sort the best come first, and there is one page of them. A count looks at no more than `EXACT`
-matches and a moment of time; beyond that it is the planner's estimate, and says so. Facets count the first `EXACT` matches.
+A page without a sort goes along the customers' ids and stops when it is full. Text finds what has every word, when nothing does what
+contains them inside of words, and else what is written similarly; the best come first, and there is one page of them. With a sort all
+are found that contain every word. A count looks at no more than `EXACT` matches and a moment of time; beyond that it is the planner's
+estimate, and says so. Facets count the first `EXACT` matches.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import psycopg
@@ -42,7 +43,13 @@ RANKED = 300
 COUNT_MS = 400
 """A count that takes longer becomes an estimate."""
 FUZZY = 0.55
-"""Least word similarity (pg_trgm) of what is found although it is written differently."""
+"""Least word similarity (pg_trgm) of a text that is found although it is written differently."""
+ALIKE = 0.25
+"""Least similarity (pg_trgm) of a word that may have been meant: `lix` is as near as that to `lima`."""
+NEARLY = 0.6
+"""What part of the best similarity other words need: beside `mariah`, `maria` has 0.62 and `mario` 0.3."""
+MEANT = 10
+"""So many words may have been meant by one."""
 
 DEFAULT_FIELDS = ("name", "email", "phone", "city", "sources", "orders_count", "spend_minor", "last_order_at")
 
@@ -65,6 +72,9 @@ _SORT_TYPES = {
     "custom": "jsonb",
 }  # fmt: skip
 _JSONB = {name for view in (profiles, metrics) for name, type_ in view.columns.items() if type_ == "jsonb"}
+
+
+Way = Literal["words", "contains", "similar"]
 
 
 class BadSearch(tree.BadCriteria):
@@ -114,14 +124,19 @@ class _Query:
             parameters |= holds.parameters
         self.columns = [(name, self._column(name)) for name in asked.fields]
         self.source = "live.profiles p LEFT JOIN live.metrics m ON m.customer_id = p.customer_id"
+        self.indexed = indexed
         self.text = "s.text" if indexed else search.TEXT.format(p="p")
         if asked.text is not None:
             if indexed:
                 self.source += " JOIN live.search s ON s.customer_id = p.customer_id"
             words = _words(asked.text)
+            self._runs = [run for word in words for run in _RUN.findall(word)]
             self.whole = f"hub.fold({self._compiler.value(' '.join(words), 'text')})"
             self.contains = " AND ".join(
                 f"{self.text} LIKE hub.containing({self._compiler.value(word, 'text')})" for word in words
+            )
+            self._inside = " AND ".join(
+                f"strpos({self.text}, hub.fold({self._compiler.value(word, 'text')})) > 0" for word in words
             )
         self._parameters = parameters
 
@@ -144,14 +159,42 @@ class _Query:
         sql = self._compiler.expression(found, part)
         return f"({sql})::int" if found.kind in {"days", "age"} else sql
 
-    def matches(self, *, fuzzy: bool = False) -> str:
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """How text is looked for, the strictest first, until something is found."""
+        return ("words", "contains", "similar") if self.indexed and self._runs else ("contains", "similar")
+
+    def matches(self, way: Way = "contains") -> str:
         """The condition, the text included."""
         where = list(self.where)
         if self.asked.text is not None:
-            where.append(f"{self.whole} <%% {self.text}" if fuzzy else self.contains)
+            where.append(self._found(way))
         return " AND ".join(where)
 
-    def ranked(self, *, fuzzy: bool) -> str:
+    def _found(self, way: Way) -> str:
+        if way == "contains":
+            return self.contains
+        if way == "words":
+            # the same as `contains` of fewer texts, in a form that leaves the index of trigrams alone
+            return f"hub.search_words(s.text) @> hub.search_words({self.whole}) AND {self._inside}"
+        spelt = [run for run in self._runs if len(run) > 2 and not re.search("[0-9]", run)]
+        if not self.indexed or not spelt:
+            return f"{self.whole} <%% {self.text}"
+        numbers = [run for run in self._runs if re.search("[0-9]", run)]
+        return " AND ".join(
+            [f"hub.search_words(s.text) && {self._meant(run)}" for run in spelt]
+            + [f"word_similarity({self._compiler.value(run, 'text')}, s.text) >= {FUZZY}" for run in numbers]
+        )
+
+    def _meant(self, run: str) -> str:
+        """The words that may have been meant: where one is much nearer than others, as the word itself is, those are left out."""
+        word = f"hub.fold({self._compiler.value(run, 'text')})"
+        return f"""ARRAY(SELECT near.word FROM (
+                SELECT v.word, v.times, similarity(v.word, {word}) AS score, max(similarity(v.word, {word})) OVER () AS best
+                FROM live.search_vocabulary v WHERE v.word %% {word}
+            ) near WHERE near.score >= {NEARLY} * near.best ORDER BY near.score DESC, near.times DESC, near.word LIMIT {MEANT})"""
+
+    def ranked(self, way: Way) -> str:
         """The best of the first matches, most similar first; what is told of them is read for those alone."""
         columns = "".join(f", {sql} AS c{n}" for n, (_, sql) in enumerate(self.columns))
         alone = self.asked.criteria is None and self.text == "s.text"
@@ -161,7 +204,7 @@ class _Query:
             FROM (
                 SELECT * FROM (
                     SELECT {customer}, word_similarity({self.whole}, {self.text}) AS score
-                    FROM {source} WHERE {self.matches(fuzzy=fuzzy)} LIMIT {RANKED}
+                    FROM {source} WHERE {self.matches(way)} LIMIT {RANKED}
                 ) first ORDER BY score DESC, customer_id LIMIT {self.asked.limit}
             ) best
             JOIN live.profiles p ON p.customer_id = best.customer_id LEFT JOIN live.metrics m ON m.customer_id = best.customer_id
@@ -219,29 +262,31 @@ class Search:
         async with self._snapshot() as (conn, indexed, reflected):
             await check_names(conn, asked.criteria)
             query = _Query(asked, indexed=indexed)
-            data = await self._listed(conn, query)
+            data, way = await self._listed(conn, query)
             if asked.count or asked.facets:
-                data |= await self._counted(conn, query)
+                data |= await self._counted(conn, query, way)
         return Answer(reflected, data)
 
-    async def _listed(self, conn: psycopg.AsyncConnection[Any], query: _Query) -> dict[str, Any]:
-        asked = query.asked
+    async def _listed(self, conn: psycopg.AsyncConnection[Any], query: _Query) -> tuple[dict[str, Any], Way]:
+        """The customers, and the way in which their text was found."""
+        asked, following = query.asked, None
+        way: Way = "contains"
+        rows: list[Any] = []
         if asked.text is not None and asked.sort is None:
-            rows = await _rows(conn, query.ranked(fuzzy=False), query)
-            if not rows:
-                rows = await _rows(conn, query.ranked(fuzzy=True), query)
-            following = None
+            for way in query.ways:
+                if rows := await _rows(conn, query.ranked(way), query):
+                    break
         else:
             rows = await _rows(conn, query.page(), query)
             more_there, rows = len(rows) > asked.limit, rows[: asked.limit]
             following = _encoded(rows[-1][1], rows[-1][0]) if more_there else None
         names = asked.fields
         customers = [{"customer_id": row[0], **dict(zip(names, row[2:], strict=True))} for row in rows]
-        return {"customers": customers, "next": following}
+        return {"customers": customers, "next": following}, way
 
-    async def _counted(self, conn: psycopg.AsyncConnection[Any], query: _Query) -> dict[str, Any]:
-        asked = query.asked
-        found = f"SELECT p.customer_id, p.city, p.sources FROM {query.source} WHERE {query.matches()} LIMIT {EXACT + 1}"
+    async def _counted(self, conn: psycopg.AsyncConnection[Any], query: _Query, way: Way) -> dict[str, Any]:
+        asked, matches = query.asked, query.matches(way)
+        found = f"SELECT p.customer_id, p.city, p.sources FROM {query.source} WHERE {matches} LIMIT {EXACT + 1}"
         parts = ["SELECT NULL, NULL, (SELECT count(*) FROM found)"]
         for name in asked.facets:
             if name not in FACETS:
@@ -268,14 +313,14 @@ class Search:
             }
         if asked.count:
             if many:
-                value = await self._estimate(conn, query)
+                value = await self._estimate(conn, query, matches)
             else:
                 value = next(count for facet, _, count in rows or [] if facet is None)
             data["count"] = {"value": value, "exact": not many}
         return data
 
-    async def _estimate(self, conn: psycopg.AsyncConnection[Any], query: _Query) -> int:
-        statement = f"EXPLAIN (FORMAT JSON) SELECT FROM {query.source} WHERE {query.matches()}"
+    async def _estimate(self, conn: psycopg.AsyncConnection[Any], query: _Query, matches: str) -> int:
+        statement = f"EXPLAIN (FORMAT JSON) SELECT FROM {query.source} WHERE {matches}"
         # EXPLAIN takes no parameters: the client writes the values in, as literals
         async with psycopg.AsyncClientCursor(conn) as cursor:
             await cursor.execute(statement, query.parameters)
@@ -306,7 +351,8 @@ class Search:
                 await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
                 settings = (
                     f"SELECT ({search.READY.format(schema='live')}), {POSITION}, set_config('plan_cache_mode', 'force_custom_plan', true),"
-                    f" set_config('pg_trgm.word_similarity_threshold', '{FUZZY}', true)"
+                    f" set_config('pg_trgm.word_similarity_threshold', '{FUZZY}', true),"
+                    f" set_config('pg_trgm.similarity_threshold', '{ALIKE}', true)"
                 )
                 row = await (await conn.execute(settings, prepare=False)).fetchone()
                 assert row is not None
@@ -337,6 +383,7 @@ async def _rows(conn: psycopg.AsyncConnection[Any], statement: str, query: _Quer
     return rows
 
 
+_RUN = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"[\d\s()+./-]+")
 
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -20,7 +21,7 @@ from api_server import running, token_of
 from caudal.projections import ensure_live, search
 from caudal.serving.models import SearchAnswer
 from logs import connect
-from programs import environment
+from programs import environment, until
 from psycopg.types.json import Jsonb
 
 from caudal.settings import Settings
@@ -109,6 +110,20 @@ def test_customers_are_found_by_criteria_and_by_text(api):
     assert api.names(q="mariah suza") == ["Maria Souza"]
     assert api.names(q="silva", criteria='source("crm")') == ["João da Silva"]
     assert api.names(q="nobody at all") == []
+    assert api.names(q="rui@exmaple.pt") == ["Rui Costa"]
+    assert api.names(q="sou") == ["Maria Souza"]
+    assert api.names(q="souza pau") == []
+    assert api.names(q="98888-7777") == api.names(q="+55 81 98888 7777") == ["Maria Souza"]
+    assert api.get(q="mariah suza", count=True)["count"] == {"value": 1, "exact": True}
+
+
+def test_whole_words_are_found_before_parts_of_words(api, conn):
+    conn.execute("UPDATE live.profiles SET name = 'Mariana Costa' WHERE customer_id = %s", (IDS[4],))
+    until(lambda: api.names(q="mariana") == ["Mariana Costa"])
+    found = api.get(q="ana", count=True)
+    assert [each["name"] for each in found["customers"]] == ["Ana Silva"]
+    assert found["count"] == {"value": 1, "exact": True}
+    assert set(api.names(q="ana", sort="name")) == {"Ana Silva", "Mariana Costa"}
 
 
 def test_pages_follow_each_other_whatever_they_are_sorted_by(api):
@@ -203,16 +218,27 @@ def test_the_index_follows_the_profiles(conn):
             assert search.refresh(conn)
         return texts()
 
+    def vocabulary() -> dict[str, int]:
+        counted = Counter(
+            word for (words,) in conn.execute("SELECT hub.search_words(text) FROM live.search") for word in words
+        )
+        kept = dict(conn.execute("SELECT word, times FROM live.search_vocabulary").fetchall())
+        assert kept == {word: times for word, times in counted.items() if len(word) > 2 and word.isalpha()}
+        return kept
+
     assert not search.due(conn)
     search.ensure(conn)
     assert set(texts()) == set(IDS)
+    assert vocabulary()["silva"] == 2
     assert texts()[IDS[0]] == "joao da silva joao@example.com +5581999990000 12345678900 sao paulo"
     new = uuid.UUID(int=99)
     _insert(conn, 1, new)
     conn.execute("UPDATE live.profiles SET name = 'José' WHERE customer_id = %s", (IDS[0],))
-    conn.execute("DELETE FROM live.profiles WHERE customer_id = %s", (IDS[1],))
+    conn.execute("DELETE FROM live.profiles WHERE customer_id IN (%s, %s)", (IDS[1], IDS[3]))
     assert search.due(conn)
     found = brought_up_to_date()
+    assert "neil" not in vocabulary(), "an erased name is gone"
+    assert vocabulary()["jose"] == 1
     assert found[IDS[0]].startswith("jose joao@")
     assert new in found
     assert IDS[1] not in found
