@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from caudal.projections._view import View
 
-__all__ = ["MEMBERS", "SEGMENTS", "segment_members"]
+__all__ = ["CRITERIA", "MEMBERS", "SEGMENTS", "segment_members"]
 
 SEGMENTS = {
     "buyers": "m.orders_count >= 1",
@@ -23,6 +23,9 @@ SEGMENTS = {
     )""",
 }
 """Segment → condition over k (the customer), p (profiles) and m (metrics). Mailable: consent in a source, and withdrawn in none."""
+
+CRITERIA = {name: sql.replace("m.", "").replace(" OR ", " or ") for name, sql in SEGMENTS.items() if "p." not in sql}
+"""The same as criteria, where they can say it: they don't count sources, and let consents expire."""
 
 segment_members = View(
     name="segment_members",

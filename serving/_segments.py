@@ -12,7 +12,7 @@ from caudal.projections.criteria import Condition
 from caudal.projections.membership import definitions
 from caudal.projections.membership.definitions import Segment
 from caudal.projections.membership.reasons import turns
-from caudal.projections.segments import MEMBERS, SEGMENTS
+from caudal.projections.segments import CRITERIA, MEMBERS, SEGMENTS
 from caudal.serving._read import POSITION, Answer, Cursor, Missing, token_of, went_to
 from caudal.serving._search import Search, Searched
 from psycopg_pool import AsyncConnectionPool
@@ -102,8 +102,18 @@ def plain(segment: Segment) -> dict[str, Any]:
 
 
 def _built_in(name: str) -> dict[str, Any]:
-    empty = dict.fromkeys(("progress", "version", "criteria", "text", "created_at", "changed_at", "changed_by"))
-    return {"name": name, "kind": "built-in", "description": "", "state": "live", **empty}
+    empty = dict.fromkeys(("progress", "version", "created_at", "changed_at", "changed_by"))
+    condition = _criteria(name)
+    said = {
+        "criteria": criteria.dump(condition) if condition else None,
+        "text": criteria.print_text(condition) if condition else None,
+    }
+    return {"name": name, "kind": "built-in", "description": "", "state": "live", **said, **empty}
+
+
+def _criteria(name: str) -> Condition | None:
+    """Who belongs to a built-in segment; None where criteria can't say it."""
+    return criteria.parse(CRITERIA[name]) if name in CRITERIA else None
 
 
 class Segments:
@@ -268,30 +278,33 @@ class Segments:
         if segment is None:
             statement = "SELECT EXISTS (SELECT FROM live.segment_members WHERE customer_id = %s AND segment = %s)"
             [(member,)] = await self._rows(statement, (customer, name))
-            unknown = dict.fromkeys(("since", "last_change", "next_look_at", "would_change"))
-            return {**told, "member": member, "holds": member, **unknown, "conditions": []}
+            told |= {"member": member, "since": None, "last_change": None}
+            if (condition := _criteria(name)) is not None:
+                return told | await self._explained(condition, customer)
+            return {**told, "holds": member, "next_look_at": None, "would_change": None, "conditions": []}
         [(since, last, listed)] = await self._rows(_LAST, {"customer": customer, "segment": segment.id})
         told |= {"member": since is not None, "since": since, "last_change": last and _change(last)}
         if segment.condition is None:
             way = "it is taken off the list" if listed else "it is put on the list"
             return {**told, "holds": listed, "next_look_at": None, "would_change": way, "conditions": []}
-        judged = criteria.explanation(segment.condition)
+        return told | await self._explained(segment.condition, customer)
+
+    async def _explained(self, condition: Condition, customer: uuid.UUID) -> dict[str, Any]:
+        """Which conditions hold of a customer, and what would turn the whole."""
+        judged = criteria.explanation(condition)
         rows = await self._rows(judged.text, {**judged.parameters, "customers": [customer], "now": datetime.now(UTC)})
-        nodes = criteria.conditions(segment.condition)
+        nodes = criteria.conditions(condition)
         # nothing is known of a customer whose accounts were all deleted: no profile, so no member
         _, holds, dues = rows[0] if rows else (customer, [False] * len(nodes), [None] * len(nodes))
-        told |= {
+        return {
             "holds": holds[0],
             "next_look_at": dues[0],
-            "would_change": turns(
-                segment.condition, {path: held for (path, _), held in zip(nodes, holds, strict=True)}
-            ),
+            "would_change": turns(condition, {path: held for (path, _), held in zip(nodes, holds, strict=True)}),
+            "conditions": [
+                {"path": path, "condition": criteria.print_text(node), "holds": held, "next_look_at": due}
+                for (path, node), held, due in zip(nodes, holds, dues, strict=True)
+            ],
         }
-        told["conditions"] = [
-            {"path": path, "condition": criteria.print_text(node), "holds": held, "next_look_at": due}
-            for (path, node), held, due in zip(nodes, holds, dues, strict=True)
-        ]
-        return told
 
     async def _named(self, name: str) -> Segment | None:
         """The segment; None for a built-in one."""

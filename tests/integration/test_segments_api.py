@@ -18,6 +18,7 @@ import structlog
 from api_server import running, token_of
 from caudal.projections import criteria, ensure_live
 from caudal.projections.membership.stage import Memberships
+from caudal.projections.segments import SEGMENTS
 from caudal.serving import models
 from logs import connect
 from programs import environment
@@ -211,8 +212,19 @@ def test_explain_agrees_with_the_criteria_and_says_what_would_change_it(http, co
     ]  # fmt: skip
     assert (rui["since"], rui["last_change"], rui["would_change"]) == (None, None, "`bought(within = 30d)` holds")
     assert zoe["would_change"] == '`city = "Recife"` holds and `bought(within = 30d)` holds'
-    built_in = _told(http.get(f"/segments/buyers/explain/{RUI}"), models.ExplainAnswer)
-    assert (built_in["member"], built_in["conditions"]) == (True, [])
+    conn.execute("DELETE FROM live.metrics")
+    conn.execute("INSERT INTO live.metrics (customer_id, last_nps_score) VALUES (%s, 7)", (RUI,))
+    unhappy = _told(http.get(f"/segments/unhappy/explain/{RUI}"), models.ExplainAnswer)
+    assert [(c["condition"], c["holds"]) for c in unhappy["conditions"][1:]] == [
+        ("satisfaction_bad_count >= 1", False), ("last_nps_score <= 6", False),
+    ]  # fmt: skip
+    assert unhappy["would_change"] == "`satisfaction_bad_count >= 1` holds or `last_nps_score <= 6` holds"
+    assert {name for name in SEGMENTS if not http.get(f"/segments/{name}").json()["text"]} == {
+        "multi-source",
+        "mailable",
+    }
+    mailable = _told(http.get(f"/segments/mailable/explain/{RUI}"), models.ExplainAnswer)
+    assert (mailable["member"], mailable["conditions"]) == (False, [])
 
 
 def test_what_the_stage_keeps_is_what_is_explained(http, conn, settings):
