@@ -18,7 +18,7 @@ import psycopg
 from caudal.projections import _places, _sql
 from caudal.projections._batch import ALL, STRIPES, Batch, Message, stripe
 from caudal.projections._pick import Picker
-from caudal.projections._runner import STRIPE_LOCKS, Runner, statements
+from caudal.projections._runner import SCRATCH, STRIPE_LOCKS, Runner, statements
 from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS
 from caudal.schemas.codec import Codec
 
@@ -28,7 +28,6 @@ from caudal.settings import Settings
 
 __all__ = ["Difference", "Prover", "Rebuilt", "compared", "difference", "sample"]
 
-SCRATCH = "pg_temp"
 _MOVABLE = tuple(fact for fact in FACTS if "subject" not in fact.key)
 _CLEAN_EVERY = 200
 """Rebuilds after which the temporary tables are emptied: what a rollback leaves in them is still there to be stepped over."""
@@ -216,6 +215,9 @@ class Prover(Runner):
         cur.execute("DELETE FROM touched_subjects")
         cur.execute(
             "INSERT INTO touched (customer_id, facts) SELECT unnest(%s::text[])::uuid, %s", (sorted(customers), ALL)
+        )
+        cur.execute(  # the sums of their orders are made anew
+            f"DELETE FROM {LIVE}.crowded WHERE subject IN (SELECT l.subject FROM {LIVE}.links l JOIN touched USING (customer_id))"
         )
         cur.execute(_sql.TOUCH_SUBJECTS.format(schema=LIVE))
         own, self._statements = self._statements, self._live

@@ -25,6 +25,7 @@ from caudal.projections._fact import Fact
 from caudal.projections._publish import Change, Publisher, output_partition
 from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS, ensure_live, views
 from caudal.projections._view import View
+from caudal.projections.metrics import metrics
 from caudal.projections.profiles import profiles
 from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import dead_letter
@@ -37,7 +38,7 @@ from caudal.errors import LostPartition, Poison, Retryable, UnusableEvent
 from caudal.settings import Settings
 from caudal.telemetry import Log, logger
 
-__all__ = ["STRIPE_LOCKS", "Runner", "mask_of", "partition_count", "statements"]
+__all__ = ["SCRATCH", "STRIPE_LOCKS", "Runner", "mask_of", "partition_count", "statements"]
 
 LOOK_EVERY_S = 0.25
 """How long what another worker left in the outbox may wait."""
@@ -48,6 +49,8 @@ FOLD_EVENTS, FOLD_BATCHES = 100_000, 2_000
 """So many events or batches make the new rows of the rollups many enough to be folded."""
 STRIPE_LOCKS = 0x6361_7564
 """First key of the advisory locks, to keep clear of other users of the database; each schema but the live one has its own."""
+SCRATCH = "pg_temp"
+"""The schema of temporary tables, which have no triggers."""
 _RESHAPED = (UndefinedTable, UndefinedColumn, UndefinedFunction, FeatureNotSupported)
 """What a statement on a schema of another definition ends with; the last one: "cached plan must not change result type"."""
 
@@ -652,8 +655,9 @@ def statements(schema: str, priority: str, views: Sequence[View], *, feed: bool)
     for view in views:
         all_facts = ALL if feed and view.name == profiles.name else 0
         made[f"refresh {view.name}"] = _sql.refresh(
-            view, schema, priority, mask_of(view.reads, views), feed=feed, all_facts=all_facts
-        )
+            view, schema, priority, mask_of(view.reads, views), feed=feed, all_facts=all_facts,
+            crowded=view.name == metrics.name and schema != SCRATCH,
+        )  # fmt: skip
         if len(view.key) == 1:
             made[f"remove {view.name}"] = _sql.remove(view, schema, priority)
             made[f"read {view.name}"] = _sql.read(view, schema)

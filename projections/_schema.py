@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-from caudal.projections import _rollup, _sql
+from caudal.projections import _crowd, _rollup, _sql
 from caudal.projections._sql import priority_sql
 from caudal.projections._view import View
 from caudal.projections.custom.metric import defined, with_custom
 from caudal.projections.facts import FACTS
-from caudal.projections.metrics import metrics
+from caudal.projections.metrics import PLACED, metrics
 from caudal.projections.profiles import profiles
 from caudal.projections.rollups import ROLLUPS
 from caudal.projections.segments import segment_members
@@ -29,6 +29,7 @@ __all__ = [
     "describe",
     "ensure_live",
     "priority_sql",
+    "triggers",
     "views",
 ]
 
@@ -51,6 +52,11 @@ FIRST = """
 def views(conn: psycopg.Connection[Any]) -> tuple[View, ...]:
     """Every view as it is now: with the custom metrics that were applied."""
     return with_custom(VIEWS, defined(conn))
+
+
+def triggers(schema: str) -> list[str]:
+    """Statements that make the triggers which keep sums of facts, when the tables are there, and views of them."""
+    return [*_rollup.finish(schema, ROLLUPS), *_crowd.finish(schema, PLACED)]
 
 
 def describe(conn: psycopg.Connection[Any], schema: str) -> None:
@@ -92,7 +98,7 @@ def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> int:
             for rollup in ROLLUPS:
                 for statement in _rollup.tables(schema, rollup):
                     conn.execute(statement)
-            for statement in _rollup.finish(schema, ROLLUPS):
+            for statement in triggers(schema):
                 conn.execute(statement)
             describe(conn, schema)
         oid = conn.execute("SELECT %s::regclass::oid::bigint", (f"{schema}.offsets",)).fetchone()

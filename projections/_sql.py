@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from caudal.projections import _places, _rollup
+from caudal.projections import _crowd, _places, _rollup
 from caudal.projections._fact import HEADER, Fact
 from caudal.projections._view import View
+from caudal.projections.metrics import PLACED
 from caudal.projections.rollups import ROLLUPS
 
 __all__ = [
@@ -114,6 +115,7 @@ def books(schema: str) -> dict[str, list[str]]:
     return {
         **{name: [statement.format(schema=schema)] for name, statement in _BOOKS.items()},
         "places": _places.tables(schema),
+        **_crowd.tables(schema),
     }
 
 
@@ -145,6 +147,7 @@ def definitions(facts: tuple[Fact, ...], views: tuple[View, ...]) -> dict[str, s
     for rollup in ROLLUPS:
         made = (*_rollup.tables("s", rollup), *_rollup.fill("s", rollup), *_rollup.finish("s", (rollup,)))
         text[rollup.table] = "\n".join(made)
+    text["crowded"] += "\n".join(_crowd.finish("s", PLACED))
     return {name: hashlib.sha256(stated.encode()).hexdigest()[:16] for name, stated in text.items()}
 
 
@@ -163,7 +166,7 @@ STAGES = (
     "CREATE TEMP TABLE stage_linked (customer_id uuid, facts int, cause text)",
     "CREATE TEMP TABLE touched (customer_id uuid, facts int, cause text)",
     """CREATE TEMP TABLE touched_subjects (
-        customer_id uuid, subject text, source text, deleted_at timestamptz, facts int)""",
+        customer_id uuid, subject text, source text, deleted_at timestamptz, facts int, crowded boolean)""",
 )
 """Staging tables that every batch uses."""
 
@@ -253,9 +256,9 @@ STATED_SETS = """
 """
 """Note which sets of fields each source states; gives the facts of which some source of the batch states more than one."""
 
-TOUCH_SUBJECTS = """INSERT INTO touched_subjects (customer_id, subject, source, deleted_at, facts)
-        SELECT t.customer_id, l.subject, l.source, greatest(l.deleted_at, l.erased_at), t.facts
-        FROM touched t CROSS JOIN LATERAL (SELECT * FROM {schema}.links x WHERE x.customer_id = t.customer_id OFFSET 0) l"""
+TOUCH_SUBJECTS = f"""INSERT INTO touched_subjects (customer_id, subject, source, deleted_at, facts, crowded)
+        SELECT t.customer_id, l.subject, l.source, greatest(l.deleted_at, l.erased_at), t.facts, {_crowd.CROWDED}
+        FROM touched t CROSS JOIN LATERAL (SELECT * FROM {{schema}}.links x WHERE x.customer_id = t.customer_id OFFSET 0) l"""
 """All subjects of the touched customers."""
 
 TOUCH = (
@@ -461,9 +464,10 @@ def _blank(schema: str, fact: Fact) -> tuple[str, ...]:
 def _ctes(view: View, schema: str, restriction: str) -> str:
     if restriction:
         return f"""customers AS (SELECT customer_id FROM touched WHERE {restriction}),
-            subjects AS (SELECT customer_id, subject, source, deleted_at FROM touched_subjects WHERE {restriction})"""
+            subjects AS (SELECT customer_id, subject, source, deleted_at, crowded FROM touched_subjects WHERE {restriction})"""
     return f"""customers AS (SELECT DISTINCT customer_id FROM {schema}.links),
-        subjects AS (SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at FROM {schema}.links)"""
+        subjects AS (
+            SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at, false AS crowded FROM {schema}.links)"""
 
 
 def select(view: View, schema: str, priority: str) -> str:
@@ -473,13 +477,16 @@ def select(view: View, schema: str, priority: str) -> str:
     return f"WITH {_ctes(view, schema, '')} SELECT {columns} FROM ({fresh}) fresh"
 
 
-def refresh(view: View, schema: str, priority: str, mask: int, *, feed: bool, all_facts: int = 0) -> str:
+def refresh(
+    view: View, schema: str, priority: str, mask: int, *, feed: bool, all_facts: int = 0, crowded: bool = False
+) -> str:
     """Refresh a view for the touched customers, where it is different.
 
     With `feed` what changed is noted in hub.outbox, by who has to publish it, and what this worker has to publish is returned: rows
     of the view, or (customer_id, value, entered, cause) for memberships, each with the number of its outbox row at the end. When
     there is nothing but `gone` customers it is a row of nulls. With `all_facts`, their bits, customers whose row is new are noted
-    for all defined segments: nobody without it is in one. Parameters: `mine`, the worker's partitions, `whole`, whether these are
+    for all defined segments: nobody without it is in one. With `crowded` subjects with very many orders are noted (see _crowd.py).
+    Parameters: `mine`, the worker's partitions, `whole`, whether these are
     all, `partitions`, how many there are, and `gone`, customers who lost their row before.
     """
     restriction = f"facts & {mask} <> 0"
@@ -488,13 +495,14 @@ def refresh(view: View, schema: str, priority: str, mask: int, *, feed: bool, al
     columns = ", ".join(view.columns)
     if len(view.key) == 1:
         rest = [c for c in view.columns if c not in view.key]
-        appeared = APPEARED.format(all_facts=all_facts) if all_facts else ""
+        beside = APPEARED.format(all_facts=all_facts) if all_facts else ""
+        beside += _crowd.noting(schema) if crowded else ""
         write = f"""WITH {_ctes(view, schema, restriction)}, changed AS (
             INSERT INTO {table} AS v ({columns})
             SELECT {columns} FROM ({body}) fresh ORDER BY customer_id
             ON CONFLICT ({view.key[0]}) DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in rest)}
             WHERE ({", ".join(f"v.{c}" for c in rest)}) IS DISTINCT FROM ({", ".join(f"excluded.{c}" for c in rest)})
-            RETURNING {", ".join(f"v.{c}" for c in view.columns)}, old.customer_id IS NULL AS appeared){appeared}"""
+            RETURNING {", ".join(f"v.{c}" for c in view.columns)}, old.customer_id IS NULL AS appeared){beside}"""
         if not (feed and view.topic):
             return f"{write} SELECT FROM changed LIMIT 0"
         return f"""{write}, noted AS (

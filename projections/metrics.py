@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from caudal.projections import _crowd
 from caudal.projections._view import View
 
-__all__ = ["COUNTS", "PAID", "metrics", "metrics_with"]
+__all__ = ["COUNTS", "PAID", "PLACED", "metrics", "metrics_with"]
 
 # An order counts when it was placed and stands; checkouts, drafts and deals are not orders.
 COUNTS = "coalesce(o.kind, 'order') = 'order' AND coalesce(o.status, 'open') NOT IN ('cancelled', 'voided', 'deleted', 'abandoned')"
 PAID = "o.status IN ('paid', 'partially_paid', 'partially_refunded', 'refunded')"
+PLACED = f"""currency, total_minor, discount_minor, coalesce(subtotal_minor, total_minor) AS net_minor, placed_at, channel,
+    line_categories, line_products, line_quantities, ({COUNTS}) AS counts, ({PAID}) AS paid"""
+"""What of an order `o` the metrics are made of."""
 _OPEN = "coalesce(t.status, 'open') NOT IN ('solved', 'closed', 'deleted')"
 
 
@@ -66,27 +70,47 @@ def _by_currency(name: str) -> str:
     return f"coalesce(jsonb_object_agg(currency, {name}) FILTER (WHERE currency IS NOT NULL AND {name} IS NOT NULL), '{{{{}}}}')"
 
 
+def _plus(name: str) -> str:
+    """The sum of a column of single rows and of that of sums of crowded subjects; null where both have nothing."""
+    kept = f"sum(kept_{name}) FILTER (WHERE kept_{name} IS NOT NULL)"
+    return f"coalesce(sum({name}) + {kept}, sum({name}), {kept})"
+
+
+def _kept(name: str) -> str:
+    return f"CASE c.what WHEN '{name}' THEN c.amount END"
+
+
 _MONEY = _rows(
-    """FROM (
-            SELECT customer_id, currency, counts, CASE WHEN counts AND paid THEN total_minor END AS spend, NULL::bigint AS refunded,
+    f"""FROM (
+            SELECT customer_id, currency, counts, 1 AS n, CASE WHEN counts AND paid THEN total_minor END AS spend, NULL::bigint AS refunded,
                    CASE WHEN counts THEN coalesce(discount_minor, 0) END AS discount, CASE WHEN counts THEN net_minor END AS net,
-                   placed_at AS at, CASE WHEN counts THEN extract(isodow FROM placed_at AT TIME ZONE 'UTC')::int END AS weekday
+                   placed_at AS at, CASE WHEN counts THEN extract(isodow FROM placed_at AT TIME ZONE 'UTC')::int END AS weekday,
+                   NULL::numeric AS kept_spend, NULL::numeric AS kept_discount, NULL::numeric AS kept_net
             FROM placed
             UNION ALL
-            SELECT s.customer_id, r.currency, NULL, NULL, r.amount_minor, NULL, NULL, r.refunded_at, NULL
-            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {schema}.refunds x WHERE x.subject = s.subject {fence}) r
+            SELECT s.customer_id, r.currency, NULL, 1, NULL, r.amount_minor, NULL, NULL, r.refunded_at, NULL, NULL, NULL, NULL
+            FROM subjects s CROSS JOIN LATERAL (SELECT * FROM {{schema}}.refunds x WHERE x.subject = s.subject {{fence}}) r
+            UNION ALL
+            SELECT s.customer_id, CASE WHEN c.what IN ('order', 'spend', 'discount', 'net') THEN c.value END,
+                   c.what IN ('order', 'order without currency'), c.n::int, NULL, NULL, NULL, NULL, NULL,
+                   CASE c.what WHEN 'weekday' THEN c.value::int END, {_kept("spend")}, {_kept("discount")}, {_kept("net")}
+            {_crowd.lines(*_crowd.MONEY)}
+            UNION ALL
+            SELECT s.customer_id, NULL, t.counts, 0, NULL, NULL, NULL, NULL, t.at, NULL, NULL, NULL, NULL
+            FROM subjects s CROSS JOIN LATERAL ({_crowd.TIMES}) t WHERE s.crowded
         ) money GROUP BY customer_id, currency""",
     currency="currency",
-    orders="count(*) FILTER (WHERE counts)",
-    spend=f"(CASE WHEN count(spend) + count(refunded) > 0 THEN {_within_long('coalesce(sum(spend), 0) - coalesce(sum(refunded), 0)')} END)",
+    orders="sum(n) FILTER (WHERE counts)",
+    spend=f"""(CASE WHEN count(spend) + count(kept_spend) + count(refunded) > 0
+              THEN {_within_long(f"coalesce({_plus('spend')}, 0) - coalesce(sum(refunded), 0)")} END)""",
     refunded=f"(CASE WHEN count(refunded) > 0 THEN {_within_long('sum(refunded)')} END)",
-    discount="""(CASE WHEN currency IS NOT NULL AND sum(discount) + sum(net) > 0
-                 THEN ARRAY[count(*) FILTER (WHERE counts), sum(discount) / (sum(discount) + sum(net))] END)""",
+    discount=f"""(CASE WHEN currency IS NOT NULL AND {_plus("discount")} + {_plus("net")} > 0
+                 THEN ARRAY[sum(n) FILTER (WHERE counts), {_plus("discount")} / ({_plus("discount")} + {_plus("net")})] END)""",
     refunds="count(*) FILTER (WHERE counts IS NULL)",
     first_order="min(at) FILTER (WHERE counts)",
     last_order="max(at) FILTER (WHERE counts)",
     seen="max(at)",
-    **{f"weekday{day}": f"count(*) FILTER (WHERE weekday = {day})" for day in _WEEKDAYS},
+    **{f"weekday{day}": f"sum(n) FILTER (WHERE weekday = {day})" for day in _WEEKDAYS},
 )
 
 
@@ -95,17 +119,27 @@ def _favourite(what: str) -> str:
 
 
 _FAVOURITES = _rows(
-    """FROM (
+    f"""FROM (
             SELECT customer_id, CASE WHEN grouping(category) = 0 THEN 'category' ELSE 'product' END AS what,
-                   coalesce(category, product) AS value, sum(quantity) AS weight
+                   coalesce(category, product) AS value,
+                   coalesce(sum(quantity), 0) + coalesce(sum(kept) FILTER (WHERE kept IS NOT NULL), 0)::bigint AS weight
             FROM (
                 SELECT customer_id, unnest(line_categories) AS category, unnest(line_products) AS product,
-                       unnest(line_quantities) AS quantity
+                       unnest(line_quantities) AS quantity,
+                       NULL::numeric AS kept
                 FROM placed WHERE counts
+                UNION ALL
+                SELECT s.customer_id, CASE c.what WHEN 'category' THEN c.value END, CASE c.what WHEN 'product' THEN c.value END, NULL,
+                       c.amount
+                {_crowd.lines("category", "product")}
             ) lines
             GROUP BY GROUPING SETS ((customer_id, category), (customer_id, product))
             UNION ALL
-            SELECT customer_id, 'channel', channel, count(*) FROM placed WHERE counts GROUP BY customer_id, channel
+            SELECT customer_id, 'channel', channel, sum(n) FROM (
+                SELECT customer_id, channel, 1 AS n FROM placed WHERE counts
+                UNION ALL
+                SELECT s.customer_id, c.value, c.n::int {_crowd.lines("channel")}
+            ) channels GROUP BY customer_id, channel
         ) weighed WHERE value IS NOT NULL GROUP BY customer_id""",
     category=_favourite("category"),
     product=_favourite("product"),
@@ -215,10 +249,8 @@ def _select(facts: str, custom: str) -> str:
         WITH placed AS (
             SELECT s.customer_id, o.*
             FROM subjects s CROSS JOIN LATERAL (
-                SELECT currency, total_minor, discount_minor, coalesce(subtotal_minor, total_minor) AS net_minor, placed_at, channel,
-                       line_categories, line_products, line_quantities, ({COUNTS}) AS counts, ({PAID}) AS paid
-                FROM {{schema}}.orders o WHERE o.subject = s.subject {{fence}}
-            ) o
+                SELECT {PLACED} FROM {{schema}}.orders o WHERE o.subject = s.subject {{fence}}
+            ) o WHERE NOT s.crowded
         )
         SELECT customer_id, {", ".join(f"{sql} AS {name}" for name, (_, sql) in _COLUMNS.items())}, {custom} AS custom
         FROM ({facts}) facts

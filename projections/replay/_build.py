@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 from caudal.projections import _rollup, _sql
-from caudal.projections._schema import FACTS, FIRST, MAKING_LOCK, ROLLUPS, describe, views
+from caudal.projections._schema import FACTS, FIRST, MAKING_LOCK, ROLLUPS, describe, triggers, views
 from caudal.projections.replay import _build_sql, _log
 from caudal.projections.replay._load import Part, load
 from caudal.schemas.codec import Codec
@@ -175,7 +175,7 @@ class Build:
     def _finish(self, conn: psycopg.Connection[Any]) -> None:
         with conn.transaction():
             conn.execute(f"DROP TABLE {self._schema}.build_steps")
-            for statement in _rollup.finish(self._schema, ROLLUPS):
+            for statement in triggers(self._schema):
                 conn.execute(statement)
             describe(conn, self._schema)
 

@@ -93,7 +93,13 @@ class OneView:
         """Make the tables."""
         rebuilt = {view.name for view in self.views}
         self._conn.execute(f"CREATE SCHEMA {self._schema}")
-        for table in ("links", *(fact.name for fact in FACTS), *(view.name for view in self._all)):
+        for table in (
+            "links",
+            "order_sums",
+            "order_times",
+            *(fact.name for fact in FACTS),
+            *(view.name for view in self._all),
+        ):
             if table not in rebuilt:  # what a view reads is where its SELECT looks for it
                 self._conn.execute(f"CREATE VIEW {self._schema}.{table} AS SELECT * FROM {LIVE}.{table}")
         for done, view in enumerate(self.views):

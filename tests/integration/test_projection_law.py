@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
-from caudal.projections import Runner, _runner
+from caudal.projections import Runner, _crowd, _runner
 from caudal.projections.custom.metric import Metric, install, store
 from caudal.projections.replay import Build
 from caudal.projections.replay._load import Loader
@@ -186,17 +186,27 @@ def runner(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runn
     runner.close()
 
 
+@pytest.fixture
+def runners(settings: Settings, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Runner, Runner]]:
+    """The runner, and one to which a subject with one order has very many."""
+    monkeypatch.setattr(_crowd, "LARGE", 1)
+    crowding = Runner(settings, Codec(LocalRegistry(settings.kafka.topic_prefix)))
+    crowding.positions(range(PARTITIONS))
+    yield runner, crowding
+    crowding.close()
+
+
 @hypothesis_settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(log=logs(), seed=st.integers(0, 2**16), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_any_order_duplication_and_batching_of_a_log_gives_the_same_tables(
-    settings: Settings, runner: Runner, log: list[Event], seed: int, sizes: list[int]
+    settings: Settings, runners: tuple[Runner, Runner], log: list[Event], seed: int, sizes: list[int]
 ) -> None:
     codec = Codec(LocalRegistry(settings.kafka.topic_prefix))
     with connect(settings) as conn:
         clear(conn)
-        apply(runner, records(codec, log))
+        apply(runners[0], records(codec, log))
         straight = contents(conn)
         assert rebuilt(conn) == NOTHING
 
@@ -210,7 +220,7 @@ def test_any_order_duplication_and_batching_of_a_log_gives_the_same_tables(
             other.append(Record((partition, ends[partition]), codec.encode_event(event), event.customer_id))
             ends[partition] += 1
         clear(conn)
-        apply(runner, other, sizes)
+        apply(rnd.choice(runners), other, sizes)
         assert contents(conn) == straight
         assert rebuilt(conn) == NOTHING
 
