@@ -73,7 +73,7 @@ def measure(*, runs: int, scale: float) -> list[dict[str, Any]]:
 async def _timed(one: Stage) -> dict[str, float]:
     settings = one.settings.postgres.model_copy(update={"statement_timeout_s": 600.0})
     times: dict[str, list[float]] = {}
-    async with postgres.pool(settings, role="benchmark") as pool:
+    async with postgres.opened(settings, role="benchmark") as pool:
         reports = Reports(pool)
         for name, (report, options) in ASKED.items():
             for source, ago in (("rollup", timedelta(0)), ("facts", timedelta(minutes=5))):

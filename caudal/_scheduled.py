@@ -158,7 +158,7 @@ async def _made(settings: Settings, what: Due, now: datetime) -> bytes:
 
     report = found(what.scheduled.report)
     asked = _asked(what, now, report.by)
-    async with postgres.pool(settings.postgres, role="reports") as pool:
+    async with postgres.opened(settings.postgres, role="reports") as pool:
         made = await Reports(pool).make(report, asked)
     return await asyncio.to_thread(encoded, made, what.scheduled.format)
 

@@ -172,7 +172,7 @@ class Checker:
 
     async def _ask(self, digest: bytes) -> Grant | None:
         with translated():
-            async with self._pool.connection(timeout=2) as conn:
+            async with self._pool.connection() as conn:
                 row = await (await conn.execute(_CHECK, {"hash": digest})).fetchone()
         if row is None or not hmac.compare_digest(bytes(row[0]), digest):
             return None

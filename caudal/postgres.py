@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from enum import IntEnum, unique
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 from caudal.errors import DatabaseUnavailable, Fatal
 from caudal.settings import PostgresSettings
 
-__all__ = ["REFUSED", "Lock", "connect", "let_go_after", "migrate", "pool", "translated"]
+__all__ = ["REFUSED", "Lock", "connect", "let_go_after", "migrate", "opened", "pool", "translated"]
 
 
 @unique
@@ -105,6 +105,11 @@ def let_go_after(connection: psycopg.Connection[Any], session_ms: int) -> None:
     )
 
 
+FREE_S = 5.0
+"""Longest wait for a free connection of a pool."""
+OPENED_S = 10.0
+
+
 def pool(settings: PostgresSettings, *, role: str) -> AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]:
     """An unopened pool of autocommit connections; the caller opens and closes it."""
     timeout_ms = int(settings.statement_timeout_s * 1000)
@@ -114,6 +119,7 @@ def pool(settings: PostgresSettings, *, role: str) -> AsyncConnectionPool[psycop
         max_size=settings.pool_size,
         open=False,
         check=_check,
+        timeout=FREE_S,
         kwargs={
             "autocommit": True,
             "application_name": f"caudal {role}",
@@ -122,6 +128,21 @@ def pool(settings: PostgresSettings, *, role: str) -> AsyncConnectionPool[psycop
             "options": f"-c timezone=UTC -c jit=off -c plan_cache_mode=force_generic_plan -c statement_timeout={timeout_ms}",
         },
     )
+
+
+@asynccontextmanager
+async def opened(settings: PostgresSettings, *, role: str) -> AsyncIterator[AsyncConnectionPool[Any]]:
+    """A pool with its first connection made, for who asks once and goes.
+
+    Raises:
+        DatabaseUnavailable: the server can't be reached.
+    """
+    async with AsyncExitStack() as stack:
+        with translated():
+            made = pool(settings, role=role)
+            stack.push_async_callback(made.close)
+            await made.open(wait=True, timeout=OPENED_S)
+        yield made
 
 
 _CHECK_AFTER_S = 1.0

@@ -129,7 +129,7 @@ class Positions:
     async def _query(self) -> _Reached:
         reached = _Reached()
         with translated():
-            async with self._pool.connection(timeout=2) as conn:
+            async with self._pool.connection() as conn:
                 rows = await (await conn.execute(_READ)).fetchall()
         for what, topic, partition, next_offset, changes in rows:
             if what == "generation":

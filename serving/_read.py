@@ -236,7 +236,7 @@ class Customers:
 
     async def _read(self, ids: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         with translated():
-            async with self._pool.connection(timeout=2) as conn:
+            async with self._pool.connection() as conn:
                 cursor = await conn.execute(self._statements[ids], parameters)
                 rows: list[tuple[Any, ...]] = await cursor.fetchall()
         return rows
@@ -260,7 +260,7 @@ class Timeline:
             "hidden": list(_HIDDEN),
         }
         with translated():
-            async with self._pool.connection(timeout=2) as conn:
+            async with self._pool.connection() as conn:
                 row = await (await conn.execute(_timeline(kinds), parameters)).fetchone()
         assert row is not None
         at, subjects, erased, found = row
@@ -277,7 +277,7 @@ class Timeline:
 async def went_to(pool: AsyncConnectionPool[Any], customer_id: uuid.UUID) -> Missing:
     """Where the subjects of an id that has none any more went."""
     with translated():
-        async with pool.connection(timeout=2) as conn:
+        async with pool.connection() as conn:
             row = await (await conn.execute(_WENT_TO, {"customer_id": customer_id})).fetchone()
     assert row is not None
     return Missing(token_of(row[0]), went_to=tuple(row[1] or ()))

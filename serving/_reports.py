@@ -66,7 +66,7 @@ class Reports:
         planned = plan(report, asked)
         with translated():
             try:
-                async with self._pool.connection(timeout=2) as conn, conn.transaction():
+                async with self._pool.connection() as conn, conn.transaction():
                     await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
                     row = await (
                         await conn.execute(

@@ -347,7 +347,7 @@ class Search:
     async def _snapshot(self) -> AsyncIterator[tuple[psycopg.AsyncConnection[Any], bool, str]]:
         """A transaction that sees one state, plans for the values at hand; whether there is a search index; and the state's token."""
         with translated():
-            async with self._pool.connection(timeout=2) as conn, conn.transaction():
+            async with self._pool.connection() as conn, conn.transaction():
                 await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
                 settings = (
                     f"SELECT ({search.READY.format(schema='live')}), {POSITION}, set_config('plan_cache_mode', 'force_custom_plan', true),"

@@ -336,14 +336,14 @@ class Segments:
 
     async def _rows(self, statement: str, parameters: Any = None) -> list[Any]:
         with translated():
-            async with self._pool.connection(timeout=2) as conn:
+            async with self._pool.connection() as conn:
                 rows: list[Any] = await (await conn.execute(statement, parameters, prepare=False)).fetchall()
         return rows
 
     async def _in_time(self, statement: str, parameters: Any = None) -> list[Any] | None:
         """The rows; None when they take longer than `SLOW_MS`."""
         with translated():
-            async with self._pool.connection(timeout=2) as conn:
+            async with self._pool.connection() as conn:
                 try:
                     async with conn.transaction():
                         await conn.execute(f"SET LOCAL statement_timeout = {SLOW_MS}", prepare=False)

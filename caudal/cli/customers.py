@@ -192,7 +192,7 @@ def _search(ask: Callable[[Search], Awaitable[_T]]) -> _T:
     settings = resolved()
 
     async def run() -> _T:
-        async with postgres.pool(settings.postgres, role="cli") as pool:
+        async with postgres.opened(settings.postgres, role="cli") as pool:
             return await ask(Search(pool))
 
     with views_needed():
@@ -267,7 +267,7 @@ def _read(ask: Callable[[Customers, Timeline], Awaitable[_T]]) -> _T:
     priority = priority_sql({name: source.priority for name, source in sources.load(settings).items()})
 
     async def read() -> _T:
-        async with postgres.pool(settings.postgres, role="cli") as pool:
+        async with postgres.opened(settings.postgres, role="cli") as pool:
             return await ask(Customers(pool, priority), Timeline(pool))
 
     with views_needed():

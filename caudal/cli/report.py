@@ -79,7 +79,7 @@ def make(
     settings = resolved()
 
     async def run() -> Made:
-        async with postgres.pool(settings.postgres, role="cli") as pool:
+        async with postgres.opened(settings.postgres, role="cli") as pool:
             return await Reports(pool).make(report, asked)
 
     made = _views_exist(run())

@@ -346,7 +346,7 @@ def _read(ask: Callable[[Segments], Awaitable[_T]]) -> _T:
     settings = resolved()
 
     async def read() -> _T:
-        async with postgres.pool(settings.postgres, role="cli") as pool:
+        async with postgres.opened(settings.postgres, role="cli") as pool:
             return await ask(Segments(pool))
 
     with _there(), views_needed():

@@ -275,7 +275,7 @@ def test_positions_given_out_before_the_cut_over_are_reached_after_it(settings, 
     captured = {0: rows(settings, "SELECT next_offset FROM hub.translated WHERE partition = 0")[0][0]}
 
     async def reads(*positions: dict[str, dict[int, int]]) -> None:
-        async with postgres.pool(settings.postgres, role="tests") as pool:
+        async with postgres.opened(settings.postgres, role="tests") as pool:
             waiting = Positions(pool, settings.kafka, 0.3)
             for position in positions:
                 await waiting.wait(position)

@@ -64,7 +64,7 @@ def filled(settings: Settings) -> Settings:
 def make(filled: Settings) -> Iterator[Make]:
     with asyncio.Runner() as loop:
         pool = postgres.pool(filled.postgres, role="tests")
-        loop.run(pool.open())
+        loop.run(pool.open(wait=True, timeout=60))
 
         def made(name: str, **asked: Any) -> Result:
             asking = Asked(**{"now": NOW, "zone": ZONE, **asked})

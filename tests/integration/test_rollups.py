@@ -76,7 +76,7 @@ def told(settings: Settings) -> Callable[..., dict[tuple[str, ...], Row]]:
         with pytest.MonkeyPatch.context() as patched:
             if facts:
                 patched.setattr(_ask, "ROLLED", {})
-            async with postgres.pool(settings.postgres, role="tests") as pool:
+            async with postgres.opened(settings.postgres, role="tests") as pool:
                 for name in ROLLED:
                     for by in REPORTS[name].by or (None,):
                         for zone in ZONES if by in {None, "day"} else ZONES[1:2]:
