@@ -266,3 +266,36 @@ def test_a_metric_comes_into_a_living_database_and_is_kept_by_the_worker_that_ru
     apply(live, fill(settings, codec, _generate.events(810, 80), begin=800))
     assert conn.execute("SELECT count(custom) FROM live.metrics").fetchone() == (0,)
     assert rebuilt(conn) == NOTHING
+
+
+def test_two_workers_take_a_metric_up_and_replay_and_verify_know_it(
+    settings: Settings, codec: Codec, conn: psycopg.Connection[Any], caudal: Callable[..., Any], tmp_path: Path
+) -> None:
+    workers = [Runner(settings, codec) for _ in range(2)]
+    shares = [range(0, PARTITIONS, 2), range(1, PARTITIONS, 2)]
+    try:
+        for worker, share in zip(workers, shares, strict=True):
+            worker.positions(share)
+
+        def work(log: list[Any]) -> None:
+            for worker, share in zip(workers, shares, strict=True):
+                apply(worker, [record for record in log if record.partition() in share])
+                worker.flush()
+
+        work(fill(settings, codec, _generate.events(200, 40)))
+        (tmp_path / "metrics" / "paid.sql").write_text(SHOES)
+        caudal("metrics", "apply", "--json")
+        work(fill(settings, codec, _generate.events(400, 40), begin=200))
+        assert rebuilt(conn) == NOTHING, "each worker computes it"
+        before = conn.execute("SELECT customer_id, custom FROM live.metrics ORDER BY 1").fetchall()
+        assert any(custom["paid_orders"] for _, custom in before)
+        assert caudal("verify", "--json")["equal"]
+        caudal("replay", "--json")
+        assert conn.execute("SELECT customer_id, custom FROM live.metrics ORDER BY 1").fetchall() == before
+        assert [metric["metric"] for metric in caudal("metrics", "list", "--json")] == ["paid"]
+        assert caudal("verify", "--sample", "20", "--json")["equal"]
+        work(fill(settings, codec, _generate.events(500, 40), begin=400))
+        assert rebuilt(conn) == NOTHING
+    finally:
+        for worker in workers:
+            worker.close()
