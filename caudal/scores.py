@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -110,24 +111,40 @@ def refresh(conn: psycopg.Connection[Any], now: datetime) -> Mapping[str, Any] |
     Raises:
         psycopg.Error: the scores are those of before.
     """
+    if conn.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone() != (True,):
+        return None
+    try:
+        result = _computed(conn, now)
+    finally:
+        if not conn.closed:
+            conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
+    if result is None:
+        return None
+    with conn.transaction():  # of its own: it may wait for the stage that keeps the segments
+        refill(conn, reading="customer_scores")
+    return result
+
+
+def _computed(conn: psycopg.Connection[Any], now: datetime) -> Mapping[str, Any] | None:
+    """Compute and store; None while there is nothing to compute from.
+
+    Each reading of the purchases is a transaction of its own, so that none keeps VACUUM off for the whole of it.
+    """
     began = time.monotonic()
-    with conn.transaction():
-        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        if conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (_LOCK,)).fetchone() != (True,):
-            return None
-        conn.execute("SET LOCAL work_mem = '64MB'")
-        there = conn.execute("SELECT to_regclass('live.metrics') IS NOT NULL").fetchone()
-        if there != (True,):
-            return None
-        purchasing, spending = _fitted(conn, now, now.date())
-        calibration = _calibrated(conn, now)
-        conn.execute(
-            """CREATE TEMP TABLE predicted (customer_id uuid PRIMARY KEY, probability_alive float8, expected_orders_90d float8,
-                   predicted_value_minor bigint, expected_next_order_at timestamptz) ON COMMIT DROP"""
-        )
-        if purchasing is not None:
+    if conn.execute("SELECT to_regclass('live.metrics') IS NOT NULL").fetchone() != (True,):
+        return None
+    purchasing, spending = _fitted(conn, now, now.date())
+    calibration = _calibrated(conn, now)
+    conn.execute("DROP TABLE IF EXISTS pg_temp.predicted")
+    conn.execute(
+        """CREATE TEMP TABLE predicted (customer_id uuid PRIMARY KEY, probability_alive float8, expected_orders_90d float8,
+               predicted_value_minor bigint, expected_next_order_at timestamptz)"""
+    )
+    if purchasing is not None:
+        with _transaction(conn):
             for part in _parts(conn, now, now.date(), 1):
                 _predict(conn, part, purchasing, spending, now)
+    with _transaction(conn):
         row = conn.execute(_STORE, {"now": now}).fetchone()
         conn.execute("DELETE FROM hub.customer_scores WHERE computed_at <> %s", (now,))
         result = {
@@ -143,9 +160,15 @@ def refresh(conn: psycopg.Connection[Any], now: datetime) -> Mapping[str, Any] |
                ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value, changed_at = now()""",
             (_KEY, Jsonb(result)),
         )
-    with conn.transaction():  # of its own: it may wait for the stage that keeps the segments
-        refill(conn, reading="customer_scores")
+        conn.execute("DROP TABLE predicted")
     return result
+
+
+@contextmanager
+def _transaction(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    with conn.transaction():
+        conn.execute("SET LOCAL work_mem = '64MB'")
+        yield
 
 
 def shown(conn: psycopg.Connection[Any]) -> Mapping[str, Any] | None:
@@ -193,7 +216,8 @@ def _fitted(conn: psycopg.Connection[Any], now: datetime, until: date) -> tuple[
     """Models of what was known on the day `until`; None where there is too little to tell."""
     row = conn.execute("SELECT count(*) FROM live.metrics WHERE orders_count > 0").fetchone()
     parts = max(1, (row[0] if row else 0) // FIT_MOST)
-    found = list(_parts(conn, now, until, parts))
+    with _transaction(conn):
+        found = list(_parts(conn, now, until, parts))
     if not found:
         return None, None
     x, t_x, t, count, mean = (
@@ -214,12 +238,13 @@ def _calibrated(conn: psycopg.Connection[Any], now: datetime) -> dict[str, Any] 
         return None
     expected = actual = deviation = 0.0
     customers = 0
-    for part in _parts(conn, now, until, 1):
-        each = model.expected(part.x, part.t_x / WEEK, part.t / WEEK, HELD_OUT.days / WEEK)
-        customers += len(part.ids)
-        expected += float(np.nan_to_num(each).sum())
-        actual += float(part.after.sum())
-        deviation += float(np.nan_to_num(np.abs(each - part.after)).sum())
+    with _transaction(conn):
+        for part in _parts(conn, now, until, 1):
+            each = model.expected(part.x, part.t_x / WEEK, part.t / WEEK, HELD_OUT.days / WEEK)
+            customers += len(part.ids)
+            expected += float(np.nan_to_num(each).sum())
+            actual += float(part.after.sum())
+            deviation += float(np.nan_to_num(np.abs(each - part.after)).sum())
     return {
         "until": until.isoformat(),
         "customers": customers,
