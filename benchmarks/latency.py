@@ -122,7 +122,12 @@ def _sleep_until(when: float) -> None:
 
 
 class Delivering:
-    """Signed deliveries through edge, worker and API to a live stream, which follows the commit."""
+    """Signed deliveries through edge, worker and API to a live stream, which follows the commit.
+
+    Attributes:
+        sent: when each was sent, by `time.perf_counter`.
+        received: when its profile came.
+    """
 
     def __init__(self, stage: Stage) -> None:
         self._secret = add_source(stage, "shop", "shopify")
@@ -130,13 +135,13 @@ class Delivering:
             stage.start(role, CAUDAL_SECRET_SHOP=self._secret)
         self._edge, self._api = address(stage, "edge"), address(stage, "api")
         self._token, _ = access.create(stage.conn, "benchmark", [access.Scope.CHANGES_READ])
-        self._sent: dict[str, float] = {}
-        self._received: dict[str, float] = {}
+        self.sent: dict[str, float] = {}
+        self.received: dict[str, float] = {}
 
     async def listen(self) -> asyncio.Task[None]:
         """Open the stream, and wait until a delivery comes through: the worker has joined its groups."""
         listening = asyncio.Event()
-        listener = asyncio.create_task(_listen(self._api, self._token, self._received, listening))
+        listener = asyncio.create_task(_listen(self._api, self._token, self.received, listening))
         await asyncio.wait_for(listening.wait(), 60)
         await self.run("first", DELIVERY_RATES[-1], 0.1, patient=True)
         return listener
@@ -153,11 +158,11 @@ class Delivering:
         await self._pushed(told)
         if not patient and (len(told) < count or time.perf_counter() - started > count / rate + BEHIND_S):
             raise Behind
-        return [(self._received[one] - self._sent[one]) * 1000 for one in told[warm:]]
+        return [(self.received[one] - self.sent[one]) * 1000 for one in told[warm:]]
 
     async def _pushed(self, names: Sequence[str]) -> None:
         deadline = time.perf_counter() + 120
-        while missing := sum(name not in self._received for name in names):
+        while missing := sum(name not in self.received for name in names):
             if time.perf_counter() > deadline:
                 raise TimeoutError(f"{missing} of {len(names)} deliveries were not pushed within 120 s")
             await asyncio.sleep(0.1)
@@ -165,7 +170,7 @@ class Delivering:
     async def _send(self, prefix: str, rate: int, count: int, *, patient: bool) -> list[str]:
         """Send at a steady rate over 16 connections, each taking the next due delivery; what was sent. Gives up at a large backlog."""
         parts = urlsplit(self._edge)
-        before = len(self._received) - len(self._sent)
+        before = len(self.received) - len(self.sent)
         started = time.perf_counter()
         turn = iter(range(count))
         told: list[str] = []
@@ -173,7 +178,7 @@ class Delivering:
         async def sender() -> None:
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
             for number in turn:
-                if not patient and len(self._sent) + before - len(self._received) > 2 * BEHIND_S * rate:
+                if not patient and len(self.sent) + before - len(self.received) > 2 * BEHIND_S * rate:
                     break
                 due = started + number / rate
                 if (left := due - time.perf_counter()) > 0:
@@ -182,7 +187,7 @@ class Delivering:
                 body = _customer(name)
                 signature = base64.b64encode(hmac.new(self._secret.encode(), body, hashlib.sha256).digest()).decode()
                 told.append(name)
-                self._sent[name] = time.perf_counter()
+                self.sent[name] = time.perf_counter()
                 writer.write(
                     f"POST /in/shop HTTP/1.1\r\nhost: {parts.netloc}\r\nx-shopify-topic: customers/create\r\n"
                     f"x-shopify-webhook-id: {name}\r\nx-shopify-hmac-sha256: {signature}\r\n"

@@ -117,6 +117,17 @@ def _latencies(results: Results) -> Iterator[str]:
             yield f"| `{figure['name']}` | {figure['rate']:,} | {_values(figure)} |"
 
 
+def _hops(results: Results) -> Iterator[str]:
+    figures = results["hops"]["figures"]
+    rates = sorted({figure["rate"] for figure in figures})
+    yield "| hop | " + " | ".join(f"at {rate}/s: p50, p99, ms" for rate in rates) + " |"
+    yield "|---|" + "---|" * len(rates)
+    medians = {(figure["name"], figure["rate"]): _number(figure["median"]) for figure in figures}
+    for hop in dict.fromkeys(figure["name"].split("_")[1] for figure in figures):
+        cells = [", ".join(medians[f"hop_{hop}_{p}_ms", rate] for p in ("p50", "p99")) for rate in rates]
+        yield f"| {hop} | {' | '.join(cells)} |"
+
+
 def _growth(results: Results) -> Iterator[str]:
     yield "| curve | at | figure | min | median | max | |"
     yield "|---|---|---|---|---|---|---|"
@@ -169,6 +180,7 @@ _TABLES: dict[str, tuple[Callable[[Results], Iterator[str]], tuple[str, ...]]] =
     "runs": (_runs, ()),
     "stages": (_stages, _STAGES),
     "latencies": (_latencies, ("rates",)),
+    "hops": (_hops, ("hops",)),
     "growth": (_growth, ("growth",)),
     "segments": _of("segments"),
     "search": _of("search"),

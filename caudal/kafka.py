@@ -48,7 +48,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest message of capture topics and of `dead.letters`, which hold what was sent as it came. Kafka's own limit is 1 MB."""
 
 LEADERS_S = 20.0
-"""Longest wait for new topics to get their leaders."""
+"""Longest wait for new topics to get their leaders, and for deleted ones to be forgotten."""
 _NOT_YET = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -160,7 +160,8 @@ def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
 
 
 def delete_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
-    """Delete topics (names without the prefix) with all that they hold; those that don't exist are no error.
+    """Delete topics (names without the prefix) with all that they hold, and wait until the brokers have forgotten them; those that
+    don't exist are no error.
 
     Raises:
         BrokerUnavailable: the brokers can't be reached.
@@ -173,6 +174,9 @@ def delete_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
         except KafkaException as exc:
             if exc.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                 raise translate_error(exc) from exc
+    until = time.monotonic() + LEADERS_S
+    while wanted and not topics(settings, client).keys().isdisjoint(wanted) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def _await_leaders(client: AdminClient, wanted: list[str]) -> None:

@@ -120,6 +120,7 @@ def timeline(
     epilog=examples(
         "caudal customers search joão recife",
         "caudal customers search --where 'bought(times >= 2, within = 90d)' --sort -spend_minor.BRL --count",
+        "caudal customers search --where 'city = \"Recife\"' --facet segment,source",
         "caudal customers search --where @loyal.yaml --field name,email --export loyal.csv",
     )
 )
@@ -138,6 +139,10 @@ def search(
     limit: Annotated[int, typer.Option(min=1, max=500, help="Most customers shown.")] = 50,
     field: Annotated[str | None, typer.Option(help="Fields shown, comma-separated.")] = None,
     count: Annotated[bool, typer.Option("--count", help="Say how many there are.")] = False,
+    facet: Annotated[
+        str | None,
+        typer.Option(help="Count those found by value, comma-separated: city, source, favourite_category, segment."),
+    ] = None,
     export: Annotated[
         Path | None, typer.Option(help="Write everyone found to this file: .csv, .ndjson or .parquet.")
     ] = None,
@@ -149,7 +154,7 @@ def search(
 
     asked = Searched(
         criteria=read(where) if where else None, text=" ".join(words) if words else None, sort=sort, limit=limit, count=count,
-        fields=tuple(name.strip() for name in field.split(",")) if field else DEFAULT_FIELDS,
+        fields=_listed(field) or DEFAULT_FIELDS, facets=_listed(facet),
     )  # fmt: skip
     if export is not None:
         _export(asked, export)
@@ -163,8 +168,14 @@ def search(
         if count:
             told = found.data["count"]
             print(f"\n{'' if told['exact'] else 'about '}{told['value']} customers")
+        for name, counted in found.data.get("facets", {}).items():
+            _section((name, "customers"), [(each["value"], each["count"]) for each in counted])
     if not found.data["customers"]:
         raise typer.Exit(NEGATIVE)
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in names.split(","))) if names else ()
 
 
 def _export(asked: Searched, file: Path) -> None:

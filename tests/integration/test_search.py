@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -261,8 +262,9 @@ def test_the_command_searches_and_exports(settings, conn, tmp_path):
         )  # fmt: skip
 
     search.ensure(conn)
-    found = caudal("silva", "--where", "orders_count >= 1", "--field", "name,city", "--count")
+    found = caudal("silva", "--where", "orders_count >= 1", "--field", "name,city", "--count", "--facet", "city")
     assert found.returncode == 0, found.stderr
+    assert re.search(r"city +customers\nSão Paulo +1\n", found.stdout)
     assert "João da Silva  São Paulo" in found.stdout
     assert "1 customers" in found.stdout
     assert caudal("--where", 'city = "Recife"', "--export", "some.csv").returncode == 0
