@@ -302,7 +302,9 @@ async def _serve(settings: Settings, started: Callable[[str, int], None]) -> Non
 
     def tell() -> None:
         run_file.parent.mkdir(parents=True, exist_ok=True)
-        run_file.write_bytes(orjson.dumps({"host": host, "port": port, "pid": os.getpid()}))
+        part = run_file.with_suffix(f".{os.getpid()}.part")  # whoever waits for the file reads all of it
+        part.write_bytes(orjson.dumps({"host": host, "port": port, "pid": os.getpid()}))
+        part.replace(run_file)
         logger().info(Log.PROCESS_STARTED, role="edge", host=host, port=port)
         started(host, port)
 
