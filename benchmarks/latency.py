@@ -28,6 +28,7 @@ from benchmarks._machine import figure
 from benchmarks._stage import Stage, add_source, address, stage, wait_until
 from benchmarks.drain import fill
 from caudal import access, kafka
+from caudal.supervisor import ROLES
 
 __all__ = ["Behind", "Delivering", "Projecting", "measure", "percentile", "statement", "stored", "visible_ms"]
 
@@ -122,7 +123,7 @@ def _sleep_until(when: float) -> None:
 
 
 class Delivering:
-    """Signed deliveries through edge, worker and API to a live stream, which follows the commit.
+    """Signed deliveries through edge, both steps of a worker and API to a live stream, which follows the commit.
 
     Attributes:
         sent: when each was sent, by `time.perf_counter`.
@@ -131,7 +132,7 @@ class Delivering:
 
     def __init__(self, stage: Stage) -> None:
         self._secret = add_source(stage, "shop", "shopify")
-        for role in ("edge", "worker", "api"):
+        for role in ("edge", *ROLES, "api"):
             stage.start(role, CAUDAL_SECRET_SHOP=self._secret)
         self._edge, self._api = address(stage, "edge"), address(stage, "api")
         self._token, _ = access.create(stage.conn, "benchmark", [access.Scope.CHANGES_READ])

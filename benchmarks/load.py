@@ -34,6 +34,7 @@ from benchmarks._stage import Stage, add_source, address, stage
 from benchmarks.drain import check
 from benchmarks.latency import percentile
 from caudal import access, postgres
+from caudal.supervisor import ROLES
 
 __all__ = ["measure"]
 
@@ -70,7 +71,7 @@ class _Traffic:
         self.proxy = Proxy(self._loop, int(conninfo_to_dict(postgres.dsn(one.settings.postgres))["port"]))
         for role in ("edge", "api"):
             one.start(role, CAUDAL_SECRET_SHOP=self._secret)
-        self._worker = one.start("worker", CAUDAL_SECRET_SHOP=self._secret)
+        self._steps = [one.start(role, CAUDAL_SECRET_SHOP=self._secret) for role in ROLES]
         self._edge, self._api = urlsplit(address(one, "edge")), urlsplit(address(one, "api"))
         self._token, _ = access.create(one.conn, "benchmark", [access.Scope.CHANGES_READ])
         self._numbers = itertools.count(1)
@@ -94,10 +95,12 @@ class _Traffic:
 
     async def behind_proxy(self) -> None:
         """Have the work done by a worker that reaches PostgreSQL through the proxy; until then the proxy costs nothing."""
-        self._worker.terminate()
-        await asyncio.to_thread(self._worker.wait, 60)
+        for step in self._steps:
+            step.terminate()
+            await asyncio.to_thread(step.wait, 60)
         dsn = make_conninfo(postgres.dsn(self._stage.settings.postgres), port=self.proxy.port)
-        self._worker = self._stage.start("worker", CAUDAL_SECRET_SHOP=self._secret, CAUDAL_POSTGRES__DSN=dsn)
+        more = {"CAUDAL_SECRET_SHOP": self._secret, "CAUDAL_POSTGRES__DSN": dsn}
+        self._steps = [self._stage.start(role, **more) for role in ROLES]
         await self.through(await self.send(count=200))
 
     async def send(self, *, count: int | None = None, rate: float = 0.0, seconds: float = 0.0) -> _Sent:

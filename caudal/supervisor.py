@@ -20,8 +20,10 @@ from pathlib import Path
 from caudal.errors import Fatal
 from caudal.telemetry import Log, logger
 
-__all__ = ["GRACE_S", "Supervisor", "members", "stop_with_parent"]
+__all__ = ["GRACE_S", "ROLES", "Supervisor", "members", "stop_with_parent"]
 
+ROLES = ("translate", "project")
+"""The steps of a worker, each an agent; see worker.py."""
 GRACE_S = 15.0
 """How long a child may take to finish what it has in hand before it is killed."""
 BACKOFF_FIRST_S = 0.5
@@ -34,8 +36,12 @@ _POLL_S = 0.1
 
 
 def members(workers: int) -> list[tuple[str, ...]]:
-    """Names of the children of a whole tree, in the order of starting; those of one group start and stop together."""
-    return [("edge",), tuple(f"worker-{n + 1}" for n in range(workers)), ("api",)]
+    """Names of the children of a whole tree, in the order of starting; those of one group start and stop together.
+
+    A worker is two processes, one for each of its steps: in one, each step would wait for the other's interpreter.
+    """
+    steps = tuple(f"{step}-{n + 1}" for n in range(workers) for step in ROLES)
+    return [("edge",), steps, ("api",)]
 
 
 def command(name: str) -> list[str]:

@@ -30,15 +30,15 @@ from caudal.errors import BadSettings, CaudalError, Fatal, LostPartition, Retrya
 from caudal.processors._pump import Feed, Partition, Pump, Stage
 from caudal.schemas.codec import Codec, Registry
 from caudal.settings import KafkaSettings, Settings
+from caudal.supervisor import ROLES
 from caudal.telemetry import Log, logger
 
 if TYPE_CHECKING:
     from caudal.projections._runner import Runner
     from caudal.projections.membership.stage import Memberships
 
-__all__ = ["ROLES", "run"]
+__all__ = ["run"]
 
-ROLES = ("translate", "project")
 COMMANDS = ("pause", "resume")
 REPLAY = "replay"
 """Not a worker's role, but it can be paused like one: a replay that loads or translates looks into hub.control between chunks."""

@@ -21,13 +21,19 @@ class Role(StrEnum):
     ALL = "all"
     EDGE = "edge"
     WORKER = "worker"
+    TRANSLATE = "translate"
+    PROJECT = "project"
     API = "api"
     REGISTRY = "registry"
 
 
 def run(
     role: Annotated[
-        Role, typer.Option(help="`all` supervises edge, workers and API; the others run in the foreground.")
+        Role,
+        typer.Option(
+            help="`all` supervises edge, workers and API, a process for each of a worker's two steps; the others run in the foreground. "
+            "`worker` takes both steps in one process: less memory, and each step waits for the other."
+        ),
     ] = Role.ALL,
     workers: Annotated[int, typer.Option(min=1, help="Workers of `all`.")] = 1,
     supervised_as: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -83,5 +89,6 @@ def _alone(role: Role, configured: Settings) -> None:
         serving.serve(ready)
     else:
         from caudal import worker
+        from caudal.supervisor import ROLES
 
-        worker.run(ready)
+        worker.run(ready, roles=ROLES if role is Role.WORKER else (role,))

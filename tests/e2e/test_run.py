@@ -72,8 +72,9 @@ def test_a_tree_takes_a_delivery_to_the_api_and_survives_the_death_of_a_worker(h
         assert ana["profile"]["email"]["value"] == "ana@example.com"
 
         children = _children(tree)
-        assert set(children) == {"edge", "worker-1", "worker-2", "api"}
-        for name in ("worker-1", "worker-2"):
+        steps = {"translate-1", "project-1", "translate-2", "project-2"}
+        assert set(children) == {"edge", *steps, "api"}
+        for name in steps:
             children[name].kill()
         second = _send(edge, 2, "bia@example.com")
         assert until(lambda: customers("bia@example.com", second), log)
@@ -119,7 +120,7 @@ def test_a_tree_whose_parent_is_killed_ends(hub, tmp_path):
         address(hub, "edge", log)
         address(hub, "api", log)
         children = list(_children(tree).values())
-        assert len(children) == 3
+        assert len(children) == 4
         tree.kill()
         psutil.wait_procs(children, timeout=60)
         assert not [child for child in children if child.is_running()]
@@ -139,8 +140,8 @@ def test_a_service_of_the_compose_file_becomes_healthy_by_its_own_check(hub, tmp
     service, log = COMPOSE["services"][role], tmp_path / "role.log"
     port = _free_port()
     own = {name: str(value) for name, value in service["environment"].items() if "HOST" in name}
-    variable = {"registry": "REGISTRY", "edge": "EDGE", "api": "SERVING", "worker": "WORKER"}[role]
-    own[f"CAUDAL_{variable}__{'WEB_PORT' if role == 'worker' else 'PORT'}"] = str(port)
+    variable = {"registry": "REGISTRY", "edge": "EDGE", "api": "SERVING"}.get(role, "WORKER")
+    own[f"CAUDAL_{variable}__{'WEB_PORT' if variable == 'WORKER' else 'PORT'}"] = str(port)
     _, python, *check = service["healthcheck"]["test"]
     assert python == "python"
     check = [re.sub(r"(127\.0\.0\.1):\d+", rf"\1:{port}", part) for part in check]

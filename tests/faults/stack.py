@@ -1,7 +1,8 @@
 """The whole of Caudal on servers of its own, every part of which may be killed, paused and cut off.
 
-Two workers, the edge and the API run as processes, each with a proxy before PostgreSQL; all of them, and the servers' own clients,
-reach Kafka through one more. Timeouts are as short as the brokers allow, so that a dead process is missed soon.
+Two workers (one of them a process for each step), the edge and the API run as processes, each with a proxy before PostgreSQL; all of
+them, and the servers' own clients, reach Kafka through one more. Timeouts are as short as the brokers allow, so that a dead process is
+missed soon.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from caudal.settings import Settings
 
 PARTITIONS = 4
 SESSION_MS = 2_000
-WORKERS = ("worker-1", "worker-2")
+WORKERS = ("worker-1", "translate-2", "project-2")
+"""One whole in a process, one in a process for each step, as `caudal run` starts them."""
 PROCESSES = ("edge", *WORKERS, "api")
 SECRET = "hush"
 _SHORT = {
@@ -231,10 +233,12 @@ class Stack:
         if not self.disks:
             return
         folder = self.home / name
-        _remount(folder, shutil.disk_usage(folder).used)
+        until(
+            lambda: _remount(folder, shutil.disk_usage(folder).used), "full disk", 10
+        )  # it may fill further meanwhile
 
         def make_room() -> None:
-            _remount(folder, DISK)
+            until(lambda: _remount(folder, DISK), "room on a disk", 10)
             self.revive()
 
         self.later(seconds, make_room)
@@ -308,8 +312,10 @@ def _mount(folder: Path) -> bool:
     return False
 
 
-def _remount(folder: Path, size: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+def _remount(folder: Path, size: int) -> bool:
+    """Whether it could be: nothing is made smaller than what it holds."""
+    command = ["mount", "-o", f"remount,size={size}", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _resume(*processes: psutil.Process) -> None:

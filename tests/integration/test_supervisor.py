@@ -40,7 +40,7 @@ def _staying(log: Path):
 
 
 def test_a_tree_has_edge_workers_and_api_in_this_order():
-    assert members(2) == [("edge",), ("worker-1", "worker-2"), ("api",)]
+    assert members(2) == [("edge",), ("translate-1", "project-1", "translate-2", "project-2"), ("api",)]
 
 
 def test_children_stop_in_reverse_order(tmp_path):

@@ -24,8 +24,8 @@ def _settings(service: str) -> dict[str, str]:
     return {name: str(value) for name, value in COMPOSE["services"][service]["environment"].items()}
 
 
-def test_every_role_but_the_tree_has_a_service():
-    assert set(OURS) == {role.value for role in Role} - {"all"}
+def test_every_role_of_one_process_has_a_service():
+    assert set(OURS) == {role.value for role in Role} - {"all", "worker"}
 
 
 @pytest.mark.parametrize("service", OURS)
@@ -72,7 +72,8 @@ def test_the_health_check_asks_the_port_that_the_service_listens_on(service, mon
         "registry": loaded.registry.port,
         "edge": loaded.edge.port,
         "api": loaded.serving.port,
-        "worker": loaded.worker.web_port,
+        "translate": loaded.worker.web_port,
+        "project": loaded.worker.web_port,
     }
     check = shlex.join(COMPOSE["services"][service]["healthcheck"]["test"])
     assert f"http://127.0.0.1:{ports[service]}/" in check

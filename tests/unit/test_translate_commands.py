@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caudal.worker import ROLES, parse_command
+from caudal.supervisor import ROLES
+from caudal.worker import parse_command
 
 
 @pytest.mark.parametrize(
