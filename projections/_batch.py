@@ -1,6 +1,7 @@
 """A batch of messages made ready for the database: decoded into columns, reshaped into facts, encoded for COPY. No database here.
 
-This runs in a thread beside the database work of the batch before it; nearly all of it is native code that frees the interpreter.
+For a few messages _few.py does the same by rows. This runs in a thread beside the database work of the batch before it; nearly all of it
+is native code that frees the interpreter.
 """
 
 from __future__ import annotations
@@ -22,7 +23,22 @@ from caudal.schemas.dead_letters import Message
 
 from caudal.errors import UndecodableRecord, UnusableEvent
 
-__all__ = ["ALL", "LINKED", "Batch", "Message", "Tables", "bit", "decoded", "encoded", "masks", "prepare", "stripe"]
+__all__ = [
+    "ALL",
+    "LINKED",
+    "OF_EVENT",
+    "STRIPES",
+    "WITHOUT_FACT",
+    "Batch",
+    "Message",
+    "Tables",
+    "bit",
+    "decoded",
+    "encoded",
+    "masks",
+    "prepare",
+    "stripe",
+]
 
 LINKED = 1 << len(FACTS)
 """Bit of `facts` in the staging tables that says that a customer's links were stated."""
@@ -40,7 +56,7 @@ def stripe(customer_id: str) -> int:
     return crc32(customer_id.encode()) & (STRIPES - 1)
 
 
-_OF_EVENT: Mapping[str, tuple[Fact, ...]] = {
+OF_EVENT: Mapping[str, tuple[Fact, ...]] = {
     event: tuple(f for f in FACTS if f.event == event) for event in {fact.event for fact in FACTS}
 }
 
@@ -75,6 +91,13 @@ class Batch:
     gone: bool = False
     relinked: bool = False
 
+    def pass_over(self, message: Message) -> tuple[int, int]:
+        """Note that the batch goes beyond this message; its partition and offset."""
+        partition, offset = message.partition() or 0, message.offset() or 0
+        self.first_offsets.setdefault(partition, offset)
+        self.next_offsets[partition] = offset + 1
+        return partition, offset
+
 
 def prepare(codec: Codec, messages: Sequence[Message]) -> Batch:
     """Decode and reshape; never raises for a bad message (see `Batch.bad`)."""
@@ -96,21 +119,14 @@ class Tables:
 def decoded(codec: Codec, messages: Sequence[Message], *, upto: datetime | None = None) -> tuple[Batch, Tables]:
     """Messages as columns, not yet encoded for COPY; `upto` leaves out what was captured later."""
     batch, tables = Batch(messages), Tables()
-    values, partitions, offsets = [], [], []
-    for message in messages:
-        partition, offset = message.partition() or 0, message.offset() or 0
-        partitions.append(partition)
-        offsets.append(offset)
-        batch.first_offsets.setdefault(partition, offset)
-        batch.next_offsets[partition] = offset + 1
-        values.append(message.value() or b"")
-    columns = codec.decode_columns(values)
+    at = [batch.pass_over(message) for message in messages]
+    columns = codec.decode_columns([message.value() or b"" for message in messages])
     for index, reason in columns.bad:
         batch.bad.append((messages[index], reason))
     named: list[_places.Named] = []
     for name, every, places in columns.batches:
         event = name.rpartition(".")[2]
-        if event not in _OF_EVENT and event not in _WITHOUT_FACT:
+        if event not in OF_EVENT and event not in WITHOUT_FACT:
             batch.bad += [(messages[int(i)], UnusableEvent(f"{event} is no event of customer.changes")) for i in places]
             continue
         records, positions = every, np.array(places)
@@ -124,10 +140,10 @@ def decoded(codec: Codec, messages: Sequence[Message], *, upto: datetime | None 
         batch.counts[event] = batch.counts.get(event, 0) + records.num_rows
         if not records.num_rows:
             continue
-        facts = sum(bit(fact.name) for fact in _OF_EVENT.get(event, ())) or LINKED
+        facts = sum(bit(fact.name) for fact in OF_EVENT.get(event, ())) or LINKED
         tables.subjects.append(_subjects(records, facts))
         named.append((records.column("subject"), positions))
-        for fact in _OF_EVENT.get(event, ()):
+        for fact in OF_EVENT.get(event, ()):
             table = fact.rows(records)
             if table is not None:
                 tables.rows.setdefault(fact.name, []).append(table)
@@ -139,7 +155,7 @@ def decoded(codec: Codec, messages: Sequence[Message], *, upto: datetime | None 
                 every_one = records.column("subjects")
                 named.append((pc.list_flatten(every_one), positions[pc.list_parent_indices(every_one).to_numpy()]))
     if named:
-        batch.places = _places.pack(named, partitions, offsets)
+        batch.places = _places.pack(named, at)
     return batch, tables
 
 
@@ -238,4 +254,4 @@ def _customer_erased(records: pa.RecordBatch) -> tuple[pa.Table, pa.Table]:
 
 
 _GONE = {"SubjectDeleted": _subject_deleted, "CustomerErased": _customer_erased}
-_WITHOUT_FACT = {"SubjectLinked", "SubjectDeleted", "CustomerErased"}
+WITHOUT_FACT = {"SubjectLinked", "SubjectDeleted", "CustomerErased"}

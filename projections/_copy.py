@@ -6,7 +6,8 @@ The format: https://www.postgresql.org/docs/18/sql-copy.html#SQL-COPY-BINARY-FOR
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ try:
 except ImportError:  # pgpq has no wheel for Linux on ARM
     ArrowToPostgresBinaryEncoder = None  # type: ignore[assignment,misc]  # the slower twin takes over
 
-__all__ = ["encode", "encode_by_rows"]
+__all__ = ["encode", "encode_by_rows", "packer", "stream"]
 
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 _POSTGRES_EPOCH_DAYS = 10_957
@@ -44,15 +45,25 @@ def encode(table: pa.Table, jsonb: frozenset[str] = frozenset()) -> bytes:
 
 def encode_by_rows(table: pa.Table, jsonb: frozenset[str] = frozenset()) -> bytes:
     """The same without pgpq, some ten times slower."""
-    writers = [_writer(field.type, jsonb=field.name in jsonb) for field in table.schema]
-    columns = [_values(column) for column in table.columns]
-    out = [b"PGCOPY\n\xff\r\n\x00", struct.pack("!ii", 0, 0)]
-    count = struct.pack("!h", len(writers))
-    for row in zip(*columns, strict=True):
-        out.append(count)
-        out += [_sized(write, value) for write, value in zip(writers, row, strict=True)]
-    out.append(struct.pack("!h", -1))
-    return b"".join(out)
+    row = packer(["jsonb" if field.name in jsonb else _sql_type(field.type) for field in table.schema])
+    return stream(map(row, zip(*map(_values, table.columns), strict=True)))
+
+
+def stream(rows: Iterable[bytes]) -> bytes:
+    """Packed rows as one binary COPY stream."""
+    return b"".join([b"PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00", *rows, b"\xff\xff"])
+
+
+def packer(types: Sequence[str]) -> Callable[[Iterable[Any]], bytes]:
+    """A function that packs a row of values of these SQL types; times are microseconds since 1970, dates are days."""
+    count, writers = _SHORT(len(types)), [_WRITERS[type_] for type_ in types]
+
+    def pack(row: Iterable[Any]) -> bytes:
+        return count + b"".join(
+            [_NULL if value is None else write(value) for write, value in zip(writers, row, strict=True)]
+        )
+
+    return pack
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
@@ -64,33 +75,58 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     return column.to_pylist()  # type: ignore[no-any-return]  # pyarrow has no types
 
 
-def _sized(write: Callable[[Any], bytes], value: Any) -> bytes:
-    if value is None:
-        return b"\xff\xff\xff\xff"
-    data = write(value)
-    return struct.pack("!i", len(data)) + data
-
-
-_OIDS = {"string": 25, "int32": 23, "int64": 20}
-
-
-def _writer(type_: pa.DataType, *, jsonb: bool = False) -> Callable[[Any], bytes]:
-    if jsonb:
-        return lambda v: b"\x01" + v.encode()
+def _sql_type(type_: pa.DataType) -> str:
     if pt.is_list(type_):
-        element = _writer(type_.value_type)
-        oid = _OIDS[str(type_.value_type)]
-
-        def write_list(values: list[Any]) -> bytes:
-            dimensions = struct.pack("!iii", 1, None in values, oid) + struct.pack("!ii", len(values), 1)
-            return dimensions + b"".join(_sized(element, v) for v in values)
-
-        return write_list
+        return _sql_type(type_.value_type) + "[]"
     if pt.is_timestamp(type_):
-        return lambda v: struct.pack("!q", v - _POSTGRES_EPOCH_US)
-    if pt.is_date(type_):
-        return lambda v: struct.pack("!i", v - _POSTGRES_EPOCH_DAYS)
-    if pt.is_string(type_):
-        return lambda v: str(v).encode()
-    code = {"int32": "!i", "int64": "!q", "double": "!d", "bool": "!?"}[str(type_)]
-    return lambda v: struct.pack(code, v)
+        return "timestamptz"
+    return _SQL_TYPES[str(type_)]
+
+
+_SQL_TYPES = {
+    "string": "text",
+    "int32": "integer",
+    "int64": "bigint",
+    "double": "double precision",
+    "bool": "boolean",
+    "date32[day]": "date",
+}
+_NULL = b"\xff\xff\xff\xff"
+_SHORT, _INT = struct.Struct("!h").pack, struct.Struct("!i").pack
+# each after the size of what follows
+_SIZED_INT, _SIZED_LONG = struct.Struct("!ii").pack, struct.Struct("!iq").pack
+_SIZED_DOUBLE, _SIZED_BOOL = struct.Struct("!id").pack, struct.Struct("!i?").pack
+_ARRAY = struct.Struct("!iiiiii").pack
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return _INT(len(data)) + data
+
+
+def _jsonb(value: str) -> bytes:
+    data = value.encode()
+    return _INT(len(data) + 1) + b"\x01" + data
+
+
+def _array(oid: int, element: Callable[[Any], bytes]) -> Callable[[Sequence[Any]], bytes]:
+    def write(values: Sequence[Any]) -> bytes:
+        data = b"".join([_NULL if value is None else element(value) for value in values])
+        # one dimension, whether it holds nulls, its length, the first index
+        return _ARRAY(20 + len(data), 1, None in values, oid, len(values), 1) + data
+
+    return write
+
+
+_WRITERS: dict[str, Callable[[Any], bytes]] = {
+    "text": _text,
+    "integer": partial(_SIZED_INT, 4),
+    "bigint": partial(_SIZED_LONG, 8),
+    "double precision": partial(_SIZED_DOUBLE, 8),
+    "boolean": partial(_SIZED_BOOL, 1),
+    "timestamptz": lambda value: _SIZED_LONG(8, value - _POSTGRES_EPOCH_US),
+    "date": lambda value: _SIZED_INT(4, value - _POSTGRES_EPOCH_DAYS),
+    "jsonb": _jsonb,
+}
+_WRITERS |= {f"{name}[]": _array(oid, _WRITERS[name]) for name, oid in (("text", 25), ("integer", 23), ("bigint", 20))}
+"""SQL type → what writes a value with its size before it."""

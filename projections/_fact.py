@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["Column", "Fact", "avro_fields", "sql_type"]
+__all__ = ["Column", "Fact", "Record", "avro_fields", "sql_type"]
 
 HEADER = ("subject", "source", "occurred_at", "captured_at", "event_id")
 """Columns of every fact: whom it is about, and its statement version."""
@@ -52,6 +53,10 @@ def sql_type(avro: Any) -> str:
     return _SQL_TYPES[avro]
 
 
+Record = Mapping[str, Any]
+"""The fields of one event, as `Codec.decode_few` gives them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a fact. `states` is the event field whose being stated covers it (lines cover every line_* column)."""
@@ -71,6 +76,7 @@ class Fact:
         key: columns that name the thing; `subject` and `source` are of the header.
         columns: its columns besides header and key.
         reshape: rows out of the event's columns, where they are not one to one; must keep the header and add the key and columns.
+        reshape_one: its twin, rows out of one event's fields.
         partial: whether a statement may leave fields out; then the newest statement of each field wins.
         indexes: further indexed column lists.
     """
@@ -80,6 +86,7 @@ class Fact:
     key: tuple[str, ...]
     columns: tuple[Column, ...]
     reshape: Callable[[pa.RecordBatch], pa.RecordBatch | None] | None = None
+    reshape_one: Callable[[Record], Iterable[Record]] | None = None
     partial: bool = False
     indexes: tuple[str, ...] = ()
     bits: Mapping[str, int] = field(default_factory=dict, compare=False)
@@ -111,6 +118,13 @@ class Fact:
         """The table's columns in order."""
         return (*self.extra_key, *HEADER, "stated", *(c.name for c in self.columns))
 
+    @cached_property
+    def types(self) -> tuple[str, ...]:
+        """The SQL types of `all_columns`."""
+        own = {c.name: c.type for c in self.columns}
+        own |= {"occurred_at": "timestamptz", "captured_at": "timestamptz", "stated": "bigint"}
+        return tuple(own.get(name, "text") for name in self.all_columns)
+
     def rows(self, batch: pa.RecordBatch) -> pa.Table | None:
         """The fact's rows in a batch of its event: every column of the table, in order; None when there are none."""
         source = self.reshape(batch) if self.reshape else batch
@@ -119,6 +133,26 @@ class Fact:
         stated = self._stated(source) if self.partial else pa.array(np.zeros(source.num_rows, np.int64))
         arrays = [stated if name == "stated" else source.column(name) for name in self.all_columns]
         return pa.table(arrays, names=list(self.all_columns))
+
+    def rows_of(self, record: Record) -> tuple[list[tuple[Any, ...]], int]:
+        """The same for one event: its rows, and the mask of the fields that it states."""
+        stated = self._stated_of(record) if self.partial else 0
+        rows = self.reshape_one(record) if self.reshape_one else (record,)
+        return [self._values({**row, "stated": stated}) for row in rows], stated
+
+    @cached_property
+    def _values(self) -> Callable[[Record], tuple[Any, ...]]:
+        return itemgetter(*self.all_columns)
+
+    def _stated_of(self, record: Record) -> int:
+        bits = self.stated_bits
+        mask = 0
+        for name, bit in bits.items():
+            if record[name] is not None:
+                mask |= bit
+        for name in record["cleared"]:
+            mask |= bits.get(name, 0)
+        return mask
 
     def _stated(self, batch: pa.RecordBatch) -> pa.Array:
         """The mask of stated fields: those that are not null, and those named in `cleared`."""

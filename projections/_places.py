@@ -12,6 +12,7 @@ Two subjects may have the same hash: whoever reads an event looks at what it nam
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 from zlib import crc32
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from caudal.postgres import Lock
 
-__all__ = ["FOLD_ROWS", "SORT_KEYS", "STORE", "Named", "Packed", "find", "pack", "sort", "tables", "tidy"]
+__all__ = ["FOLD_ROWS", "SORT_KEYS", "STORE", "Named", "Packed", "find", "pack", "pack_few", "sort", "tables", "tidy"]
 
 SORT_KEYS = 131_072
 """So many keys are sorted at once."""
@@ -60,21 +61,26 @@ Named = tuple[Any, Any]
 """An Arrow array of subjects, and a numpy array of the positions of the messages that name them."""
 
 
-def pack(named: Sequence[Named], partitions: Sequence[int], offsets: Sequence[int]) -> Packed:
+def pack(named: Sequence[Named], at: Sequence[tuple[int, int]]) -> Packed:
     """The keys of a batch.
 
     Args:
         named: the subjects that the events name.
-        partitions: partition of each message.
-        offsets: offset of each message.
+        at: partition and offset of each message.
     """
     subjects = pa.concat_arrays([each for each, _ in named])
     _, edges, text = subjects.buffers()
     cuts = np.frombuffer(edges, "<i4", len(subjects) + 1).tolist()
     data = text.to_pybytes()
     hashes = np.array([crc32(data[start:stop]) for start, stop in itertools.pairwise(cuts)], "<u4")
-    places = (np.array(partitions, "<u8") << np.uint64(_PARTITION_SHIFT)) | np.array(offsets, "<u8")
+    places = np.array([partition << _PARTITION_SHIFT | offset for partition, offset in at], "<u8")
     return hashes.tobytes(), places[np.concatenate([positions for _, positions in named])].tobytes()
+
+
+def pack_few(subjects: Sequence[str], at: Sequence[tuple[int, int]]) -> Packed:
+    """The same key by key: the subjects that the events name, and the partition and offset of the message that names each."""
+    places = [partition << _PARTITION_SHIFT | offset for partition, offset in at]
+    return struct.pack(f"<{len(subjects)}I", *hashed(subjects)), struct.pack(f"<{len(places)}Q", *places)
 
 
 def find(conn: psycopg.Connection[Any], schema: str, subjects: Sequence[str]) -> dict[int, list[int]]:

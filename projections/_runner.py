@@ -20,8 +20,9 @@ from zlib import crc32
 import orjson
 import psycopg
 from caudal.projections import _places, _rollup, _sql
-from caudal.projections._batch import ALL, LINKED, Batch, Message, bit, prepare
+from caudal.projections._batch import ALL, LINKED, Batch, Message, bit
 from caudal.projections._fact import Fact
+from caudal.projections._few import prepare
 from caudal.projections._publish import Change, Publisher, output_partition
 from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS, ensure_live, views
 from caudal.projections._view import View

@@ -1,25 +1,29 @@
 """Which events hold values that can't be stored: judged from the event alone, so that the live projection and a rebuild leave out the same.
 
 What connectors make is held to these bounds before it is written (connectors/_bounds.py); others may write to the log too. A batch
-is looked at by the column; only one that has a fault is halved until the event is found.
+is looked at by the column; only one that has a fault is halved until the event is found. Of a few events each is looked at, and where
+one may have a fault, they are judged by the column, too.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date, datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 from caudal.projections.profiles import FIELDS
+from caudal.schemas.codec import arrow_schema
 from caudal.schemas.events import KEY_MAX_BYTES
 
-__all__ = ["faults"]
+__all__ = ["faults", "sound"]
 
 _INDEXED = frozenset(
     {
@@ -96,6 +100,50 @@ def _storable(name: str, column: pa.Array) -> bool:
     if pt.is_struct(kind):
         return all(_storable(kind.field(i).name, column.field(i)) for i in range(kind.num_fields))
     return True
+
+
+@cache
+def sound(event: str) -> Callable[[Mapping[str, Any]], bool]:
+    """A function that says whether an event, as `Codec.decode_few` gives it, has no fault; it may say no where there is none."""
+    checks = [(f.name, check) for f in arrow_schema(event) if (check := _check(f.name, f.type))]
+    corrects = event == "FieldCorrected"
+
+    def is_sound(record: Mapping[str, Any]) -> bool:
+        return (
+            _UUID_TEXT.fullmatch(record["customer_id"]) is not None
+            and _NUL_IN_JSON not in orjson.dumps(record)
+            and all([check(record[name]) for name, check in checks])
+            and (not corrects or _corrects(record["field"], record["value"]))
+        )
+
+    return is_sound
+
+
+_UUID_TEXT = re.compile(r"[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}", re.ASCII | re.IGNORECASE)
+_NUL_IN_JSON = rb"\u0000"
+"""JSON writes a NUL so; a text may also hold these six characters, which is no fault."""
+
+
+def _check(name: str, kind: pa.DataType) -> Callable[[Any], bool] | None:
+    """Whether a value of a field is storable; None where nothing but a NUL could be wrong with it."""
+    if pt.is_string(kind):
+        return _fits_index if name in _INDEXED else None
+    if pt.is_floating(kind):
+        return lambda value: value is None or math.isfinite(value)
+    if pt.is_map(kind):
+        item = _check(name, kind.item_type)
+        return lambda value: (
+            value is None or (all(map(_fits_index, value)) and (item is None or all(map(item, value.values()))))
+        )
+    if pt.is_list(kind) and (each := _check(name, kind.value_type)):
+        return lambda value: value is None or all(map(each, value))
+    if pt.is_struct(kind) and (parts := [(f.name, check) for f in kind if (check := _check(f.name, f.type))]):
+        return lambda value: value is None or all([check(value[part]) for part, check in parts])
+    return None
+
+
+def _fits_index(text: str | None) -> bool:
+    return text is None or len(text.encode()) <= KEY_MAX_BYTES
 
 
 def _fault(event: str, record: dict[str, Any]) -> str | None:

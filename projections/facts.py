@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-from caudal.projections._fact import HEADER, Column, Fact
+from caudal.projections._fact import HEADER, Column, Fact, Record
 
 __all__ = ["FACTS"]
 
@@ -19,6 +19,10 @@ __all__ = ["FACTS"]
 def _header(batch: pa.RecordBatch, parents: pa.Array) -> dict[str, pa.Array]:
     """The header columns repeated for the rows that came of each event."""
     return {name: batch.column(name).take(parents) for name in HEADER}
+
+
+def _header_of(record: Record) -> dict[str, Any]:
+    return {name: record[name] for name in HEADER}
 
 
 def _attributes(batch: pa.RecordBatch) -> pa.RecordBatch | None:
@@ -31,6 +35,10 @@ def _attributes(batch: pa.RecordBatch) -> pa.RecordBatch | None:
     start, stop = entries.offsets[0].as_py(), entries.offsets[-1].as_py()
     names, values = entries.keys[start:stop], entries.items[start:stop]
     return pa.RecordBatch.from_pydict({**_header(batch, parents), "name": names, "value": values})
+
+
+def _attributes_of(record: Record) -> list[Record]:
+    return [{**_header_of(record), "name": name, "value": value} for name, value in record["attributes"].items()]
 
 
 def _refunds(batch: pa.RecordBatch) -> pa.RecordBatch | None:
@@ -46,6 +54,10 @@ def _refunds(batch: pa.RecordBatch) -> pa.RecordBatch | None:
     return pa.RecordBatch.from_pydict(
         {**_header(batch, parents), "order_id": batch.column("order_id").take(parents), **own}
     )
+
+
+def _refunds_of(record: Record) -> list[Record]:
+    return [{**_header_of(record), "order_id": record["order_id"], **refund} for refund in record["refunds"]]
 
 
 _LINE = {
@@ -77,7 +89,15 @@ def _orders(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({**{n: batch.column(n) for n in batch.schema.names}, **arrays})
 
 
-def _json(column: str) -> Any:
+def _order_of(record: Record) -> list[Record]:
+    lines = record["lines"]
+    arrays = {column: None if lines is None else [line[name] for line in lines] for column, (name, _) in _LINE.items()}
+    return [{**record, **arrays}]
+
+
+def _json(column: str) -> dict[str, Any]:
+    """The options of a fact that keeps a field as JSON."""
+
     def reshape(batch: pa.RecordBatch) -> pa.RecordBatch:
         values = [
             None if v is None else orjson.dumps(dict(v) if v and isinstance(v[0], tuple) else v).decode()
@@ -85,7 +105,12 @@ def _json(column: str) -> Any:
         ]
         return batch.set_column(batch.schema.get_field_index(column), column, pa.array(values, pa.string()))
 
-    return reshape
+    def reshape_one(record: Record) -> list[Record]:
+        value = record[column]
+        # by the column an empty map is an empty list
+        return [{**record, column: None if value is None else orjson.dumps(value or []).decode()}]
+
+    return {"reshape": reshape, "reshape_one": reshape_one, "more": (Column(column, "jsonb", column),)}
 
 
 FACTS = (
@@ -96,6 +121,7 @@ FACTS = (
         ("subject", "name"),
         (Column("value", "text", "value"),),
         reshape=_attributes,
+        reshape_one=_attributes_of,
     ),
     Fact.of(
         "orders",
@@ -103,6 +129,7 @@ FACTS = (
         ("order_id", "source"),
         partial=True,
         reshape=_orders,
+        reshape_one=_order_of,
         indexes=("subject",),
         more=tuple(Column(name, type_, "lines") for name, (_, type_) in _LINE.items()),
     ),
@@ -118,6 +145,7 @@ FACTS = (
             Column("reason", "text", "reason"),
         ),
         reshape=_refunds,
+        reshape_one=_refunds_of,
         indexes=("subject",),
     ),
     Fact.of("tickets", "TicketStated", ("ticket_id", "source"), partial=True, indexes=("subject",)),
@@ -127,16 +155,14 @@ FACTS = (
         "feedback",
         "FeedbackStated",
         ("feedback_id", "source"),
-        more=(Column("answers", "jsonb", "answers"),),
-        reshape=_json("answers"),
+        **_json("answers"),
         indexes=("subject",),
     ),
     Fact.of(
         "interactions",
         "InteractionRecorded",
         ("interaction_id", "source"),
-        more=(Column("properties", "jsonb", "properties"),),
-        reshape=_json("properties"),
+        **_json("properties"),
         indexes=("subject",),
     ),
     Fact.of("corrections", "FieldCorrected", ("subject", "field")),

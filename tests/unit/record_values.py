@@ -104,6 +104,17 @@ def _of_hint(rng: Random, hint: Any, name: str) -> Any:
     return SCALARS[{str: "string", float: "double", datetime: "timestamp", date: "date"}[hint]](rng)
 
 
+def plain(value: Any) -> Any:
+    """A decoded value with its times and dates as plain numbers, as `Codec.decode_few` gives it."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    if isinstance(value, datetime):
+        return (value - EPOCH) // timedelta(microseconds=1)
+    return (value - EPOCH.date()).days if isinstance(value, date) else value
+
+
 def damaged(rng: Random, message: bytes) -> bytes:
     """A message with its record's bytes changed, cut, grown or replaced."""
     header, body = message[:5], bytearray(message[5:])

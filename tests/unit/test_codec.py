@@ -18,7 +18,7 @@ from caudal.schemas import EVENT_TYPES, ConsentStated, Identifier, OrderLine, Or
 from caudal.schemas._types import RECORDS, schema_of
 from caudal.schemas.codec import Codec, LocalRegistry, arrow_schema, to_event
 from hypothesis import given, settings
-from record_values import RANDOMS, damaged, event, varint
+from record_values import RANDOMS, damaged, event, plain, varint
 from record_values import record as any_record
 
 from caudal.errors import BadSchema, UndecodableRecord, UnusableEvent
@@ -65,6 +65,7 @@ def test_rows_columns_and_twins_say_the_same(record: str, rng: Random) -> None:
     rows = [any_record(rng, record) for _ in range(rng.randint(1, 5))]
     messages = [FAST.encode("t", record, row) for row in rows]
     assert [FAST.decode(message) for message in messages] == [(record, row) for row in rows]
+    assert FAST.decode_few(messages) == [(record, plain(rows), [*range(len(rows))])]
     for codec in (FAST, SLOW):
         assert decoded(codec, messages) == (dict(enumerate(rows)), [])
         ((_, batch, _),) = codec.decode_columns(messages).batches
@@ -100,6 +101,9 @@ def test_damage_is_found_by_both_twins_and_spares_the_others(record: str, rng: R
     assert rows.keys() | set(bad) == {0, 1, 2, 3}
     assert rows[0] == FAST.decode(messages[0])[1]
     assert rows[2] == FAST.decode(messages[2])[1]
+    for index, message in enumerate(hurt):
+        if few := FAST.decode_few([message]):  # whatever it takes is a record
+            assert repr(few) == repr([(few[0][0], [plain(rows[index])], [0])])
 
 
 def test_a_thousand_messages_with_scattered_damage_lose_only_the_damaged() -> None:
@@ -156,6 +160,9 @@ GARBAGE = {
     "a key named twice": (WORDS, b"\4\2a\2b\2a\2c\0", False),
     "a byte too many": ("string", b"\2ab", False),
     "nothing": ("string", b"", False),
+    "an end of two bytes": (LONGS, b"\2\2\x80\0", True),
+    "a count of nothing in two bytes": (LONGS, b"\x80\0", True),
+    "a length in two bytes": ("string", b"\x82\0a", True),
     "an array in two blocks": (LONGS, b"\2\2\2\4\0", True),
     "a block that states its size": (LONGS, b"\3\4\2\4\0", True),
     "not a number": ("double", b"\0\0\0\0\0\0\xf8\x7f", True),
@@ -179,6 +186,9 @@ def test_garbage_is_put_aside_and_unusual_bytes_are_read(
     columns = Codec(registry, fast=fast).decode_columns([header + body] * times)
     assert [index for index, _ in columns.bad] == ([] if sound else [*range(times)])
     assert [batch.num_rows for _, batch, _ in columns.batches] == ([times] if sound else [])
+    if few := Codec(registry, fast=fast).decode_few([header + body] * times):  # it may refuse what is unusual
+        assert sound
+        assert repr(few[0][1]) == repr(as_rows(columns.batches[0][1]))
 
 
 @pytest.mark.parametrize(
@@ -257,6 +267,7 @@ def test_an_older_version_is_read_with_todays_defaults(rng: Random) -> None:
     messages = [header + written(schema, row) for row in rows]
     by_row = [codec.decode(message)[1] for message in messages]
     assert decoded(codec, messages) == (dict(enumerate(by_row)), [])
+    assert codec.decode_few(messages) == [("OrderStated", plain(by_row), [*range(len(rows))])]
     for row, read in zip(rows, by_row, strict=True):
         assert read["order_id"] == row["order_id"]
         assert all(read[name] == row[name] for name in set(OPTIONAL) - gone - {"lines"})

@@ -1,0 +1,82 @@
+"""Few messages are made ready by rows and many by columns: the batch is the same to the byte, whatever the messages hold."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+from caudal.projections import _batch, _few
+from caudal.projections.profiles import FIELDS
+from caudal.schemas import EVENT_TYPES, CustomerErased, FieldCorrected, SubjectDeleted
+from caudal.schemas.codec import Codec, LocalRegistry
+from hypothesis import given, settings
+from logs import Record
+from record_values import RANDOMS, damaged, event
+
+CODEC = Codec(LocalRegistry())
+CUSTOMERS = [str(uuid.UUID(int=number)) for number in range(4)]
+SUBJECTS = ["", "crm:contact:1", "shop:customer:ção", "shop:customer:2"]
+EVENTS = sorted(EVENT_TYPES)
+
+
+def among_few(rng: Random, name: str) -> Any:
+    """An event of one of a few customers and subjects, so that links, partial statements and erasures meet."""
+    said = event(rng, name)
+    if rng.random() < 0.98:
+        said = replace(said, customer_id=rng.choice(CUSTOMERS))
+    if rng.random() < 0.8:
+        said = replace(
+            said, subject=rng.choice(SUBJECTS), source=rng.choice(("crm", "shop")), link_seq=rng.randrange(3)
+        )
+    if isinstance(said, FieldCorrected) and rng.random() < 0.9:
+        said = replace(said, field=rng.choice(list(FIELDS)), value=rng.choice((None, "1", "1980-02-29")))
+    if isinstance(said, SubjectDeleted):
+        said = replace(said, kind=rng.choice(("erased", "deleted")))
+    if isinstance(said, CustomerErased):
+        said = replace(said, subjects=tuple(rng.choices(SUBJECTS, k=rng.randrange(4))))
+    if "cleared" in said.__slots__:
+        said = replace(said, cleared=tuple(rng.choices((*said.__slots__, "no field"), k=rng.randrange(3))))
+    return said
+
+
+def storable(rng: Random, name: str) -> bytes:
+    while True:
+        message = CODEC.encode_event(among_few(rng, name))
+        if not _batch.prepare(CODEC, log([message])).bad:
+            return message
+
+
+def log(messages: list[bytes]) -> list[Record]:
+    return [Record((place % 3, place), message) for place, message in enumerate(messages)]
+
+
+def said_of(batch: _batch.Batch) -> dict[str, Any]:
+    return vars(batch) | {"bad": [(message, repr(reason)) for message, reason in batch.bad]}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+@settings(max_examples=4, deadline=None)
+@given(RANDOMS)
+def test_what_can_be_stored_is_made_by_rows_as_by_columns(name: str, rng: Random) -> None:
+    names = rng.choices(EVENTS, k=rng.randrange(3))
+    messages = log([storable(rng, rng.choice((name, *names))) for _ in range(rng.randint(1, 6))])
+    made = _few._by_rows(CODEC, messages)
+    assert made is not None
+    assert said_of(made) == said_of(_batch.prepare(CODEC, messages))
+
+
+@settings(max_examples=40, deadline=None)
+@given(RANDOMS)
+def test_a_message_that_cannot_be_used_is_put_aside_by_both_for_the_same_reason(rng: Random) -> None:
+    messages = [CODEC.encode_event(among_few(rng, rng.choice(EVENTS))) for _ in range(rng.randint(1, 4))]
+    if rng.random() < 0.5:
+        messages[0] = damaged(rng, messages[0])
+    records = log(messages)
+    by_columns = _batch.prepare(CODEC, records)
+    assert said_of(_few.prepare(CODEC, records)) == said_of(by_columns)
+    made = _few._by_rows(CODEC, records)
+    assert made is None or not made.bad
+    assert by_columns.bad == [] or made is None
