@@ -20,9 +20,10 @@ from typing import Annotated, Any, Protocol, TypeVar, get_type_hints
 
 import orjson
 from caudal.connectors._bounds import within_bounds
-from caudal.schemas import Event, Identifier
+from caudal.schemas import Event, Identifier, derived_id
 from caudal.schemas.events import EPOCH
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetPydanticSchema, ValidationError, WithJsonSchema
+from pydantic_core import core_schema
 
 from caudal.errors import InvalidPayload, MissingField, Poison, UnknownKind
 
@@ -44,6 +45,8 @@ __all__ = [
 
 EVENT_NAMESPACE = uuid.UUID("6f0f2a5e-3d0b-5c57-9f1e-0c6a1d7e6b11")
 """Namespace of every uuid5 that Caudal derives; changing it changes every id."""
+_NAMESPACE = EVENT_NAMESPACE.bytes
+_set = object.__setattr__
 UNPACKED_MAX_BYTES = 16 * 1024 * 1024
 """Most bytes that a gzip body may unpack to; more is a bomb, not a webhook. As JSON it may take twenty times as much memory."""
 
@@ -94,18 +97,25 @@ class Payload(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True, str_strip_whitespace=True)
 
 
-def _exact_id(value: object) -> object:
-    # vendors' ids pass 2**53 and 2**63; the JSON parser makes floats of whole numbers beyond 64 bits, which are no longer the id
-    if isinstance(value, bool | float) or value == "":
-        raise ValueError("not an exact id")
-    return str(value) if isinstance(value, int) else value
-
-
 def _in_utc(value: datetime) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-Id = Annotated[str, BeforeValidator(_exact_id), WithJsonSchema({"type": "string"})]
+# vendors' ids pass 2**53 and 2**63; the JSON parser makes floats of whole numbers beyond 64 bits, which are no longer the id
+_EXACT_ID = core_schema.union_schema(
+    [
+        core_schema.chain_schema(
+            [core_schema.str_schema(strict=True, min_length=1, strip_whitespace=False), core_schema.str_schema()]
+        ),
+        core_schema.chain_schema(
+            [core_schema.int_schema(strict=True), core_schema.str_schema(coerce_numbers_to_str=True)]
+        ),
+    ],
+    mode="left_to_right",
+    custom_error_type="inexact_id",
+    custom_error_message="not an exact id",
+)
+Id = Annotated[str, GetPydanticSchema(lambda _source, _handler: _EXACT_ID), WithJsonSchema({"type": "string"})]
 """A payload field with a vendor's id, as text, exact: whole numbers of any size and texts, never a float."""
 
 Instant = Annotated[datetime, AfterValidator(_in_utc)]
@@ -298,15 +308,12 @@ class Connector:
         for position, event in enumerate(function(payload, delivery.source, delivery)):
             if event.event_id:
                 event = replace(event)  # noqa: PLW2901 - one that was told before is told again
-            header = {
-                "event_id": str(uuid.uuid5(EVENT_NAMESPACE, f"{delivery.source}\n{item_id}\n{position}")),
-                "source": delivery.source,
-                "captured_at": delivery.captured_at,
-                "identifiers": tuple(dict.fromkeys(i for i in event.identifiers if i.value)),
-            }
-            for name, stated in header.items():
-                # frozen for everyone else; it was made a moment ago, and copying forty fields takes longer than making them
-                object.__setattr__(event, name, stated)
+            # frozen for everyone else; it was made a moment ago, and copying forty fields takes longer than making them
+            _set(event, "event_id", derived_id(_NAMESPACE, f"{delivery.source}\n{item_id}\n{position}"))
+            _set(event, "source", delivery.source)
+            _set(event, "captured_at", delivery.captured_at)
+            if event.identifiers:
+                _set(event, "identifiers", tuple({(i.kind, i.value): i for i in event.identifiers if i.value}.values()))
             yield within_bounds(event)
 
     def _model_of(self, exc: ValidationError) -> type[BaseModel] | None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from caudal.connectors._money import Amount, minor
@@ -538,6 +539,13 @@ class Draft(Sale):
 
 
 _DOCUMENT_NAMES = {"cpf", "cnpj", "cpfcnpj", "taxcredentialbr"}
+_NAME_MAX = 256
+"""Characters of a name that are looked at; what is longer must not be remembered, and is no document's name."""
+
+
+@lru_cache(1024)  # a shop's themes and apps give the same few names to every order
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
 
 
 def _documents(sale: Sale) -> dict[str, str]:
@@ -545,7 +553,7 @@ def _documents(sale: Sale) -> dict[str, str]:
     found: dict[str, str] = {}
     for field in (*(sale.localized_fields or ()), *(sale.localization_extensions or ()), *(sale.note_attributes or ())):
         brazilian_tax = field.country_code == "BR" and (field.purpose or "").upper() == "TAX"
-        names = {re.sub(r"[^a-z]", "", (name or "").lower()) for name in (field.key, field.name, field.title)}
+        names = {_letters(name[:_NAME_MAX]) for name in (field.key, field.name, field.title) if name}
         if field.value and (brazilian_tax or names & _DOCUMENT_NAMES):
             digits = re.sub(r"\D", "", field.value)
             kind = "cnpj" if len(digits) == 14 or "cnpj" in names else "cpf"
@@ -588,7 +596,7 @@ def _shop(money: MoneySet | None) -> Decimal | None:
 
 
 def _total(amounts: Iterable[Decimal | None]) -> Decimal:
-    return sum((amount for amount in amounts if amount is not None), start=Decimal(0))
+    return sum([amount for amount in amounts if amount is not None], start=Decimal(0))
 
 
 def _line(line: LineItem, position: int, currency: str | None) -> OrderLine:
@@ -606,7 +614,7 @@ def _line(line: LineItem, position: int, currency: str | None) -> OrderLine:
         category=line.product_type,
         brand=line.vendor,
         discount_minor=minor(discount, currency) or 0,
-        tax_minor=minor(_total(t.price for t in line.tax_lines or ()), currency) or 0,
+        tax_minor=(minor(_total([t.price for t in line.tax_lines]), currency) or 0) if line.tax_lines else 0,
     )
 
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from caudal.processors.rules import Rules
-from caudal.schemas import Evidence
+from caudal.schemas import Evidence, derived_id
 
 __all__ = [
     "Carrier",
@@ -32,7 +32,7 @@ __all__ = [
     "resolve",
 ]
 
-CUSTOMERS = uuid.UUID("0b8e2c1d-7a54-5d0e-8f53-9f2b6c3d4e5f")
+CUSTOMERS = uuid.UUID("0b8e2c1d-7a54-5d0e-8f53-9f2b6c3d4e5f").bytes
 """Namespace of customer ids; changing it changes every id that is yet to be given."""
 EVIDENCE_MAX = 5
 """Reasons told with one link; more would say nothing new."""
@@ -158,7 +158,7 @@ class Decisions:
 
 def founded(subject: str) -> str:
     """The id of the customer that begins with `subject`: the same for ever, so a replay gives the same ids."""
-    return str(uuid.uuid5(CUSTOMERS, subject))
+    return derived_id(CUSTOMERS, subject)
 
 
 def resolve(state: State, statements: Sequence[Statement], rules: Rules) -> Decisions:

@@ -23,7 +23,7 @@ from caudal.processors._links import Connection, Erasure, Links, Mention, Resolv
 from caudal.processors._reader import CARRIED
 from caudal.processors.identity import Key, Link
 from caudal.processors.rules import Rules
-from caudal.schemas import EVENT_TYPES, CustomerErased, Event, SubjectDeleted, SubjectLinked
+from caudal.schemas import EVENT_TYPES, CustomerErased, Event, SubjectDeleted, SubjectLinked, derived_id
 from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import dead_letter
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -45,7 +45,7 @@ from caudal.telemetry import BATCH_EVENTS, BATCH_SECONDS, DEAD_LETTERS, TRANSLAT
 
 __all__ = ["Batch", "Capture", "Translator"]
 
-EVENTS = uuid.UUID("c3a1f7de-4f2b-5b7e-9a64-1d1c5c0b8a21")
+EVENTS = uuid.UUID("c3a1f7de-4f2b-5b7e-9a64-1d1c5c0b8a21").bytes
 """Namespace of the ids of events that this step makes itself."""
 FLUSH_S = 30.0
 """Longest wait for the broker to confirm a batch; then it is tried again as a whole."""
@@ -357,7 +357,7 @@ class Translator:
                     customer_id=customer_id,
                     link_seq=link_seq,
                     scope="subject",
-                    event_id=str(uuid.uuid5(EVENTS, f"{event.event_id}\n{subject}")),
+                    event_id=derived_id(EVENTS, f"{event.event_id}\n{subject}"),
                     identifiers=(),
                 )
             )
@@ -521,7 +521,7 @@ def _carried(record: str, row: dict[str, Any]) -> Event:
 
 def _link_event(link: Link) -> SubjectLinked:
     return SubjectLinked(
-        event_id=str(uuid.uuid5(EVENTS, f"{link.subject}\n{link.link_seq}")),
+        event_id=derived_id(EVENTS, f"{link.subject}\n{link.link_seq}"),
         source=link.source,
         subject=link.subject,
         customer_id=link.customer_id,

@@ -1,5 +1,6 @@
 """The contracts: one Avro schema per event, their Python types, codecs and the registry."""
 
+from caudal.schemas._ids import derived_id
 from caudal.schemas.events import (
     EVENT_TYPES,
     Answer,
@@ -42,4 +43,5 @@ __all__ = [
     "SubjectLinked",
     "SubscriptionStated",
     "TicketStated",
+    "derived_id",
 ]

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
+from caudal.schemas._quick import quick
+
 __all__ = [
     "EPOCH",
     "EVENT_TYPES",
@@ -40,6 +42,7 @@ KEY_MAX_BYTES = 512
 """Longest text that stands in an index: a B-tree entry of PostgreSQL holds about 2,700 bytes, and keys are combined."""
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identifier:
     """A value that links subjects, normalised."""
@@ -48,6 +51,7 @@ class Identifier:
     value: str
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefundLine:
     """One refunded line."""
@@ -57,6 +61,7 @@ class RefundLine:
     amount_minor: int
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderLine:
     """One line of an order."""
@@ -74,6 +79,7 @@ class OrderLine:
     tax_minor: int = 0
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refund:
     """Money given back on an order."""
@@ -86,6 +92,7 @@ class Refund:
     lines: tuple[RefundLine, ...] = ()
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One answered question."""
@@ -94,6 +101,7 @@ class Answer:
     answer: str
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """One reason for a link."""
@@ -103,6 +111,7 @@ class Evidence:
     subject: str | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """The header that every canonical event starts with."""
@@ -117,6 +126,7 @@ class Event:
     identifiers: tuple[Identifier, ...] = ()
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileStated(Event):
     """What a source says about a person. Partial: only fields that are set or named in `cleared` are stated."""
@@ -153,6 +163,7 @@ class ProfileStated(Event):
     attributes: Mapping[str, str | None] = field(default_factory=dict)
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderStated(Event):
     """The state of an order (also checkout, draft or deal). Partial like ProfileStated."""
@@ -185,6 +196,7 @@ class OrderStated(Event):
     refunds: tuple[Refund, ...] = ()
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TicketStated(Event):
     """The state of a support ticket. Partial like ProfileStated."""
@@ -209,6 +221,7 @@ class TicketStated(Event):
     closed_at: datetime | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionStated(Event):
     """The state of a subscription. Partial like ProfileStated."""
@@ -227,6 +240,7 @@ class SubscriptionStated(Event):
     cancelled_at: datetime | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsentStated(Event):
     """Whether a person consents to one purpose."""
@@ -239,6 +253,7 @@ class ConsentStated(Event):
     expires_at: datetime | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackStated(Event):
     """A survey answer or a review."""
@@ -261,6 +276,7 @@ class FeedbackStated(Event):
     answers: tuple[Answer, ...] | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InteractionRecorded(Event):
     """Something a person did or that was done to them, once."""
@@ -276,6 +292,7 @@ class InteractionRecorded(Event):
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectLinked(Event):
     """Which customer a subject belongs to. `customer_id` and `link_seq` of the header are the link: the newest seq of a subject wins."""
@@ -285,6 +302,7 @@ class SubjectLinked(Event):
     evidence: tuple[Evidence, ...] = ()
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectDeleted(Event):
     """The subject is gone from its source."""
@@ -294,6 +312,7 @@ class SubjectDeleted(Event):
     scope: str = "subject"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomerErased(Event):
     """A person asked to be forgotten: everything stated up to `occurred_at` about the named subjects is removed."""
@@ -303,6 +322,7 @@ class CustomerErased(Event):
     requested_by: str | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldCorrected(Event):
     """A steward's correction of one profile field; wins over every source until withdrawn."""

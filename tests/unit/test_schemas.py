@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 import types
+import uuid
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import avro.schema
 import fastavro
 import pytest
-from caudal.schemas import EVENT_TYPES, events
+from caudal.schemas import EVENT_TYPES, derived_id, events
 from caudal.schemas._compatibility import faults
 from caudal.schemas._reference import page
 from caudal.schemas._types import FOLDER, RECORDS, Type, parse, schema_of
@@ -168,3 +171,40 @@ def test_topics_carry_their_records_under_their_subjects() -> None:
 @pytest.mark.parametrize("example", [*find_examples(ROOT / "docs/contracts.md")], ids=str)
 def test_the_examples_of_the_guide_run(example: CodeExample, eval_example: EvalExample) -> None:
     eval_example.run(example)
+
+
+LINE: dict[str, Any] = {"line_id": "1", "quantity": 2, "unit_price_minor": 990}
+
+
+def test_an_events_parts_are_frozen_equal_and_copied_like_any_dataclass() -> None:
+    line = events.OrderLine(**LINE, sku="s")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        line.sku = "t"  # type: ignore[misc]
+    assert type(line) is events.OrderLine
+    assert dataclasses.asdict(line) == {f.name: f.default for f in dataclasses.fields(line)} | LINE | {"sku": "s"}
+    assert line == copy.deepcopy(line) == pickle.loads(pickle.dumps(line)) != dataclasses.replace(line, sku="t")
+    assert hash(line) == hash(copy.copy(line))
+
+
+def test_a_default_that_is_made_is_made_for_each() -> None:
+    one, other = (events.ProfileStated(subject="shop:customer:1", occurred_at=events.EPOCH) for _ in range(2))
+    assert one == other
+    assert one.attributes == {}
+    assert one.attributes is not other.attributes
+
+
+def test_a_subclass_of_an_event_stays_one() -> None:
+    class Wrapped(events.OrderLine):
+        pass
+
+    assert type(Wrapped(**LINE)) is Wrapped
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(TypeError, match="occurred_at"):
+        events.ProfileStated(subject="shop:customer:1")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", ["", "shop\nd-1\n0", "São Paulo 🙂", "x" * 1000])
+def test_derived_ids_are_the_standard_librarys_uuid5(name: str) -> None:
+    assert derived_id(uuid.NAMESPACE_OID.bytes, name) == str(uuid.uuid5(uuid.NAMESPACE_OID, name))
