@@ -29,7 +29,8 @@ def quick(cls: type[_T]) -> type[_T]:
         "_missing": MISSING,
     }
     parameters, code = [], []
-    for field in fields(cls):  # type: ignore[arg-type]  # a dataclass, as the text above says
+    declared = fields(cls)  # type: ignore[arg-type] # a dataclass, as the text above says
+    for field in declared:
         name = field.name
         value = name
         if field.default_factory is not MISSING:
@@ -39,7 +40,7 @@ def quick(cls: type[_T]) -> type[_T]:
             scope[f"_default_{name}"] = field.default
         parameters.append(f"{name}=_default_{name}" if f"_default_{name}" in scope else name)
         code.append(f"    self.{name} = {value}")
-    given = ", ".join(f"{field.name}={field.name}" for field in fields(cls))  # type: ignore[arg-type]
+    given = ", ".join(f"{field.name}={field.name}" for field in declared)
     lines = [
         f"def __init__(self, *, {', '.join(parameters)}):",
         "  if self.__class__ is _cls:",
@@ -50,5 +51,5 @@ def quick(cls: type[_T]) -> type[_T]:
         f"    _slow(self, {given})",
     ]
     exec("\n".join(lines), scope)  # noqa: S102 - the text is made of our own declarations
-    cls.__init__ = scope["__init__"]  # type: ignore[method-assign]
+    cls.__init__ = scope["__init__"]  # type: ignore[method-assign] # which is all that this is for
     return cls
