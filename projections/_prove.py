@@ -230,6 +230,10 @@ class Prover(Runner):
             (sorted(customers), ALL),
         )
         cur.execute("UPDATE hub.outbox SET rebuilt = true WHERE id = ANY(%s)", ([c.outbox for c in changes],))
+        cur.execute(
+            "UPDATE hub.built_in_history SET cause = 'rebuild' WHERE customer_id = ANY(%s::text[]::uuid[]) AND at >= now()",
+            (sorted(customers),),
+        )
 
     # ---- what the runner does for a schema that lasts
 

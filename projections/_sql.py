@@ -287,8 +287,9 @@ While one view is rebuilt, they are noted for it too (see replay/_one_view.py). 
 TO_BE_JUDGED = """, judged AS (
         INSERT INTO hub.segment_touched (customer_id, facts, cause) SELECT customer_id, facts, cause FROM t
         WHERE EXISTS (SELECT FROM hub.segments WHERE state IN ('filling', 'live'))
+           OR EXISTS (SELECT FROM stage_gone WHERE erased_at IS NOT NULL)
     )"""
-"""Notes the touched customers for the stage that keeps the defined segments (see membership/stage.py)."""
+"""Notes the touched customers for the stage that keeps the defined segments, and forgets who was erased (see membership/stage.py)."""
 
 APPEARED = """, appeared AS (
         INSERT INTO hub.segment_touched (customer_id, facts) SELECT customer_id, {all_facts} FROM changed
@@ -482,7 +483,8 @@ def refresh(
 ) -> str:
     """Refresh a view for the touched customers, where it is different.
 
-    With `feed` what changed is noted in hub.outbox, by who has to publish it, and what this worker has to publish is returned: rows
+    With `feed` what changed is noted in hub.outbox, by who has to publish it, memberships in hub.built_in_history too (when the
+    statement begins, the locks are held: of a customer, later is later), and what this worker has to publish is returned: rows
     of the view, or (customer_id, value, entered, cause) for memberships, each with the number of its outbox row at the end. When
     there is nothing but `gone` customers it is a row of nulls. With `all_facts`, their bits, customers whose row is new are noted
     for all defined segments: nobody without it is in one. With `crowded` subjects with very many orders are noted (see _crowd.py).
@@ -548,6 +550,9 @@ def refresh(
             SELECT {_PARTITIONS}, '{view.topic}', array_agg(DISTINCT customer_id),
                    jsonb_agg(jsonb_build_array(customer_id, value, entered, cause))
             FROM changed GROUP BY owner RETURNING id, partitions
+        ), told AS (
+            INSERT INTO hub.built_in_history (customer_id, at, cause, had, has)
+            SELECT customer_id, statement_timestamp(), cause, had, has FROM diff
         )
         SELECT c.customer_id::text, c.value, c.entered, c.cause, o.id
         FROM (SELECT id FROM noted WHERE partitions = %(mine)s::int[]) o LEFT JOIN (SELECT * FROM changed WHERE owner = -1) c ON true"""

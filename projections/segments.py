@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from caudal.projections._view import View
 
-__all__ = ["CRITERIA", "MEMBERS", "SEGMENTS", "segment_members"]
+__all__ = ["BUILT_IN_MEMBERS", "CRITERIA", "MEMBERS", "MOVES", "SEGMENTS", "segment_members"]
 
 SEGMENTS = {
     "buyers": "m.orders_count >= 1",
@@ -43,8 +43,28 @@ segment_members = View(
     """,
 )
 
-MEMBERS = """(
-    SELECT customer_id, segment, NULL::timestamptz AS entered_at FROM live.segment_members
+MOVES = """(
+    SELECT h.customer_id, v.segment, v.entered, h.at, coalesce(h.cause, 'links') AS cause
+    FROM hub.built_in_history h CROSS JOIN LATERAL (
+        SELECT e, true FROM unnest(h.has) e WHERE e <> ALL (h.had)
+        UNION ALL
+        SELECT e, false FROM unnest(h.had) e WHERE e <> ALL (h.has)
+    ) v(segment, entered)
+)"""
+"""Who entered and left built-in segments: rows (customer_id, segment, entered, at, cause). The cause is an event's id, `rebuild`, or
+`links`: the customer got or lost accounts of another one.
+"""
+
+BUILT_IN_MEMBERS = """(
+    SELECT m.customer_id, m.segment, (
+               SELECT max(h.at) FROM hub.built_in_history h
+               WHERE h.customer_id = m.customer_id AND m.segment = ANY (h.has) AND m.segment <> ALL (h.had)) AS entered_at
+    FROM live.segment_members m
+)"""
+"""Who is in which built-in segment: rows (customer_id, segment, entered_at), the time null where it was before it was noted."""
+
+MEMBERS = f"""(
+    SELECT customer_id, segment, entered_at FROM {BUILT_IN_MEMBERS} b
     UNION ALL
     SELECT m.customer_id, s.name, m.entered_at FROM hub.segment_memberships m JOIN hub.segments s ON s.id = m.segment_id
 )"""

@@ -174,10 +174,9 @@ def _reading(app: FastAPI, segments: Segments, route: dict[str, Any], needs: Acc
     ) -> Response:
         try:
             cursor = Cursor.decode(before) if before is not None else None
-            behind = (cursor.at, int(cursor.id or 0)) if cursor else None
         except ValueError as exc:
             raise Problem(422, "invalid_parameters", "before: neither a cursor nor a time with its zone") from exc
-        found = await segments.history(customer_id, before=behind, limit=limit)
+        found = await segments.history(customer_id, before=cursor, limit=limit)
         if isinstance(found, Missing):
             return _answers.missing(found, "/customers/{}/segments/history")
         return _answers.json(found)

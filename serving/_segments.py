@@ -12,7 +12,7 @@ from caudal.projections.criteria import Condition
 from caudal.projections.membership import definitions
 from caudal.projections.membership.definitions import Segment
 from caudal.projections.membership.reasons import turns
-from caudal.projections.segments import CRITERIA, MEMBERS, SEGMENTS
+from caudal.projections.segments import BUILT_IN_MEMBERS, CRITERIA, MEMBERS, MOVES, SEGMENTS
 from caudal.serving._read import POSITION, Answer, Cursor, Missing, token_of, went_to
 from caudal.serving._search import Search, Searched
 from psycopg_pool import AsyncConnectionPool
@@ -47,8 +47,8 @@ _DEFINED_MEMBERS = """
     SELECT customer_id, entered_at FROM hub.segment_memberships
     WHERE segment_id = %(segment)s AND customer_id > %(after)s ORDER BY customer_id LIMIT %(limit)s
 """
-_BUILT_IN_MEMBERS = """
-    SELECT customer_id, NULL::timestamptz FROM live.segment_members
+_BUILT_IN_MEMBERS = f"""
+    SELECT customer_id, entered_at FROM {BUILT_IN_MEMBERS} b
     WHERE segment = %(segment)s AND customer_id > %(after)s ORDER BY customer_id LIMIT %(limit)s
 """
 _KNOWN = f"""
@@ -60,10 +60,14 @@ _LIST_CHANGES = """
     ORDER BY changed_at DESC LIMIT 100
 """
 # two changes of one membership never share a moment
-_HISTORY = """
-    SELECT s.name, h.version, h.entered, h.at, h.cause, h.segment_id FROM hub.segment_history h JOIN hub.segments s ON s.id = h.segment_id
-    WHERE h.customer_id = %(customer)s AND (%(at)s::timestamptz IS NULL OR (h.at, h.segment_id) < (%(at)s, %(id)s))
-    ORDER BY h.at DESC, h.segment_id DESC LIMIT %(limit)s
+_HISTORY = f"""
+    SELECT segment, version, entered, at, cause FROM (
+        SELECT s.name AS segment, h.version, h.entered, h.at, h.cause
+        FROM hub.segment_history h JOIN hub.segments s ON s.id = h.segment_id WHERE h.customer_id = %(customer)s
+        UNION ALL
+        SELECT m.segment, NULL, m.entered, m.at, m.cause FROM {MOVES} m WHERE m.customer_id = %(customer)s
+    ) told WHERE %(at)s::timestamptz IS NULL OR (at, segment COLLATE "C") < (%(at)s, %(name)s)
+    ORDER BY at DESC, segment COLLATE "C" DESC LIMIT %(limit)s
 """
 _LAST = """
     SELECT (SELECT entered_at FROM hub.segment_memberships WHERE customer_id = %(customer)s AND segment_id = %(segment)s),
@@ -72,6 +76,11 @@ _LAST = """
            EXISTS (SELECT FROM hub.segment_listed WHERE segment_id = %(segment)s AND customer_id IN (
                SELECT %(customer)s::uuid UNION ALL
                SELECT f.customer_id FROM hub.subjects s JOIN hub.former_customers f USING (subject) WHERE s.customer_id = %(customer)s))
+"""
+_BUILT_IN_LAST = f"""
+    SELECT EXISTS (SELECT FROM live.segment_members WHERE customer_id = %(customer)s AND segment = %(segment)s),
+           (SELECT jsonb_build_object('entered', entered, 'at', at, 'version', NULL, 'cause', cause) FROM {MOVES} m
+            WHERE customer_id = %(customer)s AND segment = %(segment)s ORDER BY at DESC LIMIT 1)
 """
 # behind a fence memberships are looked up by customer, however many there are
 _OVERLAP = f"""
@@ -187,24 +196,22 @@ class Segments:
         members = [{"customer_id": customer, "entered_at": at} for customer, at in rows[:limit]]
         return {"members": members, "next": members[-1]["customer_id"] if len(rows) > limit else None}
 
-    async def history(
-        self, customer: uuid.UUID, *, before: tuple[datetime, int] | None, limit: int
-    ) -> dict[str, Any] | Missing:
-        """When a customer entered and left segments and why, newest first; `before` a time and, at that time, a segment's number."""
+    async def history(self, customer: uuid.UUID, *, before: Cursor | None, limit: int) -> dict[str, Any] | Missing:
+        """When a customer entered and left segments and why, newest first; `before` a time and, at that time, a segment."""
         if gone := await self._missing(customer):
             return gone
         parameters = {
             "customer": customer,
-            "at": before and before[0],
-            "id": before[1] if before else 0,
+            "at": before and before.at,
+            "name": before and before.id,
             "limit": limit + 1,
         }
         rows = await self._rows(_HISTORY, parameters)
         items = [
             {"segment": name, "version": version, "change": "entered" if entered else "left", "at": at, "cause": cause}
-            for name, version, entered, at, cause, _ in rows[:limit]
+            for name, version, entered, at, cause in rows[:limit]
         ]
-        following = Cursor(rows[limit - 1][3], str(rows[limit - 1][5])).encode() if len(rows) > limit else None
+        following = Cursor(items[-1]["at"], items[-1]["segment"]).encode() if len(rows) > limit else None
         return {"customer_id": customer, "items": items, "next": following}
 
     async def preview(self, condition: Condition, *, limit: int, fields: tuple[str, ...]) -> Answer:
@@ -276,9 +283,10 @@ class Segments:
             return gone
         told: dict[str, Any] = {"segment": name, "customer_id": customer}
         if segment is None:
-            statement = "SELECT EXISTS (SELECT FROM live.segment_members WHERE customer_id = %s AND segment = %s)"
-            [(member,)] = await self._rows(statement, (customer, name))
-            told |= {"member": member, "since": None, "last_change": None}
+            [(member, last)] = await self._rows(_BUILT_IN_LAST, {"customer": customer, "segment": name})
+            last = last and _change(last)
+            since = last["at"] if member and last and last["change"] == "entered" else None
+            told |= {"member": member, "since": since, "last_change": last}
             if (condition := _criteria(name)) is not None:
                 return told | await self._explained(condition, customer)
             return {**told, "holds": member, "next_look_at": None, "would_change": None, "conditions": []}

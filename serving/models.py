@@ -44,7 +44,7 @@ class Segment(_Shape):
     """Membership of one segment."""
 
     segment: str
-    entered_at: datetime | None = Field(default=None, description="Since when; left out for built-in segments.")
+    entered_at: datetime | None = Field(default=None, description="Left out where it isn't known since when.")
 
 
 class Consent(_Shape):
@@ -239,7 +239,7 @@ class Member(_Shape):
     """A member of a segment."""
 
     customer_id: UUID
-    entered_at: datetime | None = Field(description="Null for built-in segments.")
+    entered_at: datetime | None = Field(description="Null where it isn't known since when.")
 
 
 class MembersAnswer(_Shape):
@@ -279,8 +279,11 @@ class MembershipChange(_Shape):
 
     change: str = Field(description="entered or left.")
     at: datetime
-    version: int = Field(description="Of the segment's criteria.")
-    cause: str = Field(description="The event's id; `time`; or `definition`: criteria or list changed.")
+    version: int | None = Field(description="Of the segment's criteria; null for a built-in segment.")
+    cause: str = Field(
+        description="The event's id; `time`; `definition`: criteria or list changed; of built-in segments `rebuild`,"
+        " or `links`: accounts went from one customer to another."
+    )
 
 
 class HistoryItem(MembershipChange):

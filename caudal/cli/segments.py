@@ -266,7 +266,8 @@ def explain(name: Name, customer_id: Id, as_json: Json = False) -> None:
         return
     change = found["last_change"]
     since = (
-        f", {change['change']} {change['at']:%Y-%m-%d %H:%M:%S} by {change['cause']} (version {change['version']})"
+        f", {change['change']} {change['at']:%Y-%m-%d %H:%M:%S} by {change['cause']}"
+        + (f" (version {change['version']})" if change["version"] is not None else "")
         if change
         else ""
     )

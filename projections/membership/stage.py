@@ -143,8 +143,8 @@ class Memberships:
                 return None
             now = self._clock()
             row = conn.execute(_WAITING, {"now": now}).fetchone()
-            touched, due, unfinished, revision, there = row or (False, False, False, None, False)
-            if revision is None or not there:
+            touched, due, unfinished, revision, there = row or (False, False, False, 0, False)
+            if not there:
                 return False
             if revision != self._revision:
                 self._load(conn, revision)
@@ -408,7 +408,7 @@ def _mask(condition: criteria.Condition, views: Sequence[View]) -> int:
 
 _WAITING = """
     SELECT EXISTS (SELECT FROM hub.segment_touched), EXISTS (SELECT FROM hub.segment_due WHERE at <= %(now)s),
-           EXISTS (SELECT FROM hub.segments WHERE state IN ('filling', 'leaving')), (SELECT max(revision) FROM hub.segments),
+           EXISTS (SELECT FROM hub.segments WHERE state IN ('filling', 'leaving')), (SELECT coalesce(max(revision), 0) FROM hub.segments),
            to_regclass('live.profiles') IS NOT NULL
 """
 _TAKE = f"""
@@ -470,6 +470,8 @@ _FORGET = """
             WHERE o.customer_id = f.customer_id AND x.erased_at IS NULL)
     ), unlisted AS (
         DELETE FROM hub.segment_listed WHERE customer_id IN (SELECT customer_id FROM ids)
+    ), untold AS (
+        DELETE FROM hub.built_in_history WHERE customer_id IN (SELECT customer_id FROM ids)
     )
     DELETE FROM hub.segment_history WHERE customer_id IN (SELECT customer_id FROM ids)
 """

@@ -21,6 +21,7 @@ from caudal.projections.replay._build import Build, Progress
 from caudal.projections.replay._follow import Followed, SameLog
 from caudal.projections.replay._one_view import OneView
 from caudal.projections.replay._records import BUILDER, Job, Record, held, latest, one
+from caudal.projections.segments import segment_members
 from caudal.schemas.codec import Codec
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -372,6 +373,7 @@ class Replay:
 
 def announce(conn: psycopg.Connection[Any], schema: str, partitions: int) -> None:
     """Leave the rows that differ to the workers to publish, by the partition that they go to, and have all segments judged again.
+    What changes for the built-in segments is in their history too.
 
     Args:
         conn: in the transaction that swaps the schema in.
@@ -398,6 +400,13 @@ def announce(conn: psycopg.Connection[Any], schema: str, partitions: int) -> Non
                 GROUP BY partition, chunk ORDER BY partition, chunk""",
             {"topic": view.topic, "view": view.name, "partitions": partitions},
         )
+    conn.execute(
+        f"""INSERT INTO hub.built_in_history (customer_id, at, cause, had, has)
+            SELECT customer_id, statement_timestamp(), 'rebuild', coalesce(array_agg(item) FILTER (WHERE what = 'removed'), '{{}}'),
+                   coalesce(array_agg(item) FILTER (WHERE what = 'added'), '{{}}')
+            FROM {schema}.{_diff.DIFF} WHERE view = %s GROUP BY customer_id""",
+        (segment_members.name,),
+    )
 
 
 def refuse(diff: dict[str, Any], max_changed: float | None, *, force: bool) -> None:

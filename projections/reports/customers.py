@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from caudal.projections.reports._report import CURRENCY, PERIOD, PERIODS, Chart, Column, Report, truncated
+from caudal.projections.segments import MOVES, SEGMENTS
 
 __all__ = ["CUSTOMERS"]
 
@@ -130,26 +131,40 @@ CUSTOMERS = (
         name="segments",
         title="Segment sizes",
         about=(
-            "Members at the end of each period. Sizes of the past follow from the history of who entered and left; the built-in"
-            " segments have none, so only today's size is known."
+            "Members at the end of each period. Sizes of the past follow from the history of who entered and left; that of the"
+            " built-in segments begins when the first change of one was noted."
         ),
         columns=(PERIOD, Column("segment", "text", "Segment"), Column("customers", "integer", "Customers")),
         reads=("periods",),
         select=f"""
             , chosen AS (
-                SELECT id, name, created_at FROM hub.segments
-                WHERE state <> 'archived' AND name = coalesce(%(segment)s::text, name) ORDER BY name LIMIT 100
+                SELECT id, name, created_at FROM (
+                    SELECT id, name, created_at FROM hub.segments WHERE state <> 'archived'
+                    UNION ALL
+                    SELECT -n, name, (SELECT coalesce(min(at), now()) FROM hub.built_in_history)
+                    FROM unnest(ARRAY[{", ".join(f"'{name}'" for name in SEGMENTS)}]) WITH ORDINALITY built_in(name, n)
+                ) s WHERE name = coalesce(%(segment)s::text, name) ORDER BY name LIMIT 100
             ),
             moves AS (
                 SELECT segment_id, period, sum(step) AS step FROM (
                     SELECT h.segment_id, CASE WHEN h.entered THEN 1 ELSE -1 END AS step,
                            CASE WHEN h.at < %(end)s THEN {truncated("(h.at AT TIME ZONE %(zone)s)::date")} END AS period
-                    FROM hub.segment_history h JOIN chosen c ON c.id = h.segment_id {{who}} WHERE h.at >= %(begin)s
+                    FROM (
+                        SELECT h.customer_id, h.segment_id, h.entered, h.at FROM hub.segment_history h
+                        UNION ALL
+                        SELECT m.customer_id, c.id, m.entered, m.at FROM {MOVES} m JOIN chosen c ON c.name = m.segment AND c.id < 0
+                    ) h JOIN chosen c ON c.id = h.segment_id {{who}} WHERE h.at >= %(begin)s
                 ) one GROUP BY 1, 2
             ),
             sizes AS (
                 SELECT c.id, count(m.customer_id) AS size FROM chosen c
-                LEFT JOIN (SELECT h.customer_id, h.segment_id FROM hub.segment_memberships h {{who}}) m ON m.segment_id = c.id GROUP BY 1
+                LEFT JOIN (
+                    SELECT h.customer_id, h.segment_id FROM (
+                        SELECT customer_id, segment_id FROM hub.segment_memberships
+                        UNION ALL
+                        SELECT m.customer_id, c.id FROM live.segment_members m JOIN chosen c ON c.name = m.segment AND c.id < 0
+                    ) h {{who}}
+                ) m ON m.segment_id = c.id GROUP BY 1
             )
             -- back from today: less what moved in the periods after, and (without a period) after the last day
             SELECT period, name, size - coalesce(after, 0) FROM (
@@ -159,10 +174,7 @@ CUSTOMERS = (
                 LEFT JOIN moves m ON m.segment_id = c.id AND m.period = p.period
                 LEFT JOIN moves l ON l.segment_id = c.id AND l.period IS NULL
             ) sized WHERE ends > created_at
-            UNION ALL
-            SELECT %(last)s::date, h.segment, count(*) FROM live.segment_members h {{who}}
-            WHERE h.segment = coalesce(%(segment)s::text, h.segment) AND h.segment NOT IN (SELECT name FROM hub.segments)
-            GROUP BY 2 ORDER BY 2, 1""",
+            ORDER BY 2, 1""",
         chart=Chart("line", "period", ("customers",), split="segment"),
         by=PERIODS,
         takes=("segment",),

@@ -15,7 +15,17 @@ from caudal.projections import Runner, criteria
 from caudal.projections.membership import definitions
 from caudal.projections.membership.definitions import Draft
 from caudal.projections.membership.stage import Memberships
-from caudal.schemas import CustomerErased, Event, OrderLine, OrderStated, ProfileStated, SubjectDeleted, SubjectLinked
+from caudal.projections.segments import BUILT_IN_MEMBERS, MOVES
+from caudal.schemas import (
+    CustomerErased,
+    Event,
+    OrderLine,
+    OrderStated,
+    ProfileStated,
+    SubjectDeleted,
+    SubjectLinked,
+    TicketStated,
+)
 from caudal.schemas.codec import Codec
 from logs import PARTITIONS, Record
 from replays import on_topic, replaying
@@ -98,6 +108,11 @@ class World:
                ORDER BY hub.segment_history.ctid"""
         )
         return [(PEOPLE.index(customer), *rest) for customer, *rest in found]
+
+    def built_in(self, person: int) -> list[tuple[str, bool, str]]:
+        """What was noted of built-in segments, in order: segment, entered, cause."""
+        asked = f"SELECT segment, entered, cause FROM {MOVES} m WHERE customer_id = %s ORDER BY at, segment"
+        return [(*row,) for row in self.conn.execute(asked, (PEOPLE[person],))]
 
     def published(self) -> list[tuple[int, str, str, str]]:
         """What is on the topic, once all is: person, segment, change, cause."""
@@ -286,6 +301,31 @@ def test_of_who_was_erased_neither_history_nor_place_on_a_list_is_kept(world: Wo
     assert left.count((2, "left")) == 1, "who listens hears it"
 
 
+def test_built_in_segments_have_a_history_with_causes_which_an_erasure_takes_away(world: World) -> None:
+    order = world.order(0)
+    world.happens(world.profile(0), world.profile(1), world.order(1))
+    world.happens(order)
+    ticket = TicketStated(**world.header(0), ticket_id="t1", status="open", opened_at=world.now)
+    world.happens(ticket)
+    solved = TicketStated(**world.header(0, at=START + timedelta(days=1)), ticket_id="t1", status="solved")
+    world.happens(solved)
+    assert world.built_in(0) == [
+        ("buyers", True, order.event_id), ("open-tickets", True, ticket.event_id), ("open-tickets", False, solved.event_id),
+    ]  # fmt: skip
+    since = world.conn.execute(
+        f"SELECT segment, entered_at = (SELECT min(at) FROM {MOVES} m WHERE m.customer_id = b.customer_id)"
+        f" FROM {BUILT_IN_MEMBERS} b WHERE customer_id = %s",
+        (PEOPLE[0],),
+    ).fetchall()
+    assert since == [("buyers", True)]
+    world.now += timedelta(days=2)
+    gone = world.header(0)
+    world.happens(CustomerErased(**gone, subjects=(gone["subject"],)))
+    world.settle()  # though nobody has defined a segment
+    assert world.built_in(0) == []
+    assert [segment for segment, *_ in world.built_in(1)] == ["buyers"]
+
+
 def test_everyone_is_judged_again_after_a_swap(world: World) -> None:
     world.define("my-buyers", "bought()")
     log = world.happens(world.profile(0), world.order(0))
@@ -296,10 +336,12 @@ def test_everyone_is_judged_again_after_a_swap(world: World) -> None:
     assert producer.flush(60) == 0
     world.settle()
     world.conn.execute("DELETE FROM hub.segment_memberships")  # as if other facts had been live before
+    world.conn.execute("DELETE FROM live.segment_members")
     with replaying(world.settings, world.codec) as replay:
         replay.swap(replay.full().id)
     world.settle()
     assert world.members("my-buyers") == {0}
+    assert world.built_in(0)[1:] == [("buyers", True, "rebuild")], "the log doesn't tell what was told, so it goes on"
 
 
 def test_one_stage_does_it_and_another_takes_over(world: World) -> None:

@@ -277,9 +277,17 @@ def test_sizes_of_segments_are_read_back_from_their_history(make, conn, vip):
     past = make("segments", segment="vip", last=day(NOW) - timedelta(days=2))
     assert [row["customers"] for row in past.rows] == [0, 1, 2, 3, 2]
     assert [row["customers"] for row in make("segments", segment="vip", by="month").rows] == [3]
+    conn.execute("DELETE FROM hub.built_in_history")
+    for customer, had, has, days in ((0, "{}", "{buyers}", 3), (1, "{buyers}", "{}", 2), (1, "{}", "{buyers}", 1)):
+        conn.execute(
+            "INSERT INTO hub.built_in_history (customer_id, at, had, has) VALUES (%s, %s, %s, %s)",
+            [members[customer], NOW - timedelta(days=days), had, has],
+        )
     today = {row["segment"]: row["customers"] for row in make("segments").rows if row["period"] == day(NOW)}
     buyers = conn.execute("SELECT count(*) FROM live.segment_members WHERE segment = 'buyers'").fetchone()
     assert (today["vip"], today["buyers"]) == (3, buyers[0])
+    sizes = [row["customers"] for row in make("segments", segment="buyers").rows]
+    assert sizes == [buyers[0], buyers[0] - 1, buyers[0], buyers[0]], "from the first change that was noted"
 
 
 def test_any_criteria_say_whom_a_report_is_of(make):

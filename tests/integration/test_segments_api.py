@@ -146,15 +146,28 @@ def test_members_history_preview_and_overlap(http, conn):
     assert [m["customer_id"] for m in first["members"] + rest["members"]] == [str(c) for c in (ANA, RUI, ZOE)]
     assert rest["next"] is None
     assert _told(http.get("/segments/buyers/members"), models.MembersAnswer)["members"][0]["entered_at"] is None
+    for days, had, has in ((3, [], ["buyers", "unhappy"]), (1, ["buyers", "unhappy"], ["buyers"])):
+        conn.execute(
+            "INSERT INTO hub.built_in_history VALUES (%s, %s, 'e9', %s, %s)",
+            (ANA, NOW - timedelta(days=days), had, has),
+        )
+    since = _told(http.get("/segments/buyers/members"), models.MembersAnswer)["members"][0]["entered_at"]
+    assert datetime.fromisoformat(since) == NOW - timedelta(days=3)
+    told = _told(http.get(f"/segments/unhappy/explain/{ANA}"), models.ExplainAnswer)
+    assert (told["since"], told["last_change"]["change"], told["last_change"]["version"]) == (None, "left", None)
+    told = _told(http.get(f"/segments/buyers/explain/{ANA}"), models.ExplainAnswer)
+    assert (told["since"], told["last_change"]["cause"]) == (since, "e9")
 
     path = f"/customers/{ANA}/segments/history"
     page = _told(http.get(path, params={"limit": 1}), models.HistoryAnswer)
-    older = _told(http.get(path, params={"before": page["next"]}), models.HistoryAnswer)
-    items = page["items"] + older["items"]
+    older = _told(http.get(path, params={"before": page["next"], "limit": 3}), models.HistoryAnswer)
+    oldest = _told(http.get(path, params={"before": older["next"]}), models.HistoryAnswer)
+    items = page["items"] + older["items"] + oldest["items"]
     assert [(i["segment"], i["change"], i["version"], i["cause"]) for i in items] == [
-        ("loyal", "entered", 1, "e1"), ("vips", "entered", 1, "e1"),
+        ("loyal", "entered", 1, "e1"), ("unhappy", "left", None, "e9"), ("vips", "entered", 1, "e1"),
+        ("unhappy", "entered", None, "e9"), ("buyers", "entered", None, "e9"),
     ]  # fmt: skip
-    assert older["next"] is None
+    assert oldest["next"] is None
     _refused(http.get(f"/customers/{uuid.UUID(int=9)}/segments/history"), 404, "unknown_customer")
 
     asked = {"criteria": 'city = "Recife"', "fields": ["name"], "overlap": True}
