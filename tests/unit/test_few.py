@@ -1,4 +1,6 @@
-"""Few messages are made ready by rows and many by columns: the batch is the same to the byte, whatever the messages hold."""
+"""Few messages are made ready by rows and many by columns: the batch is the same to the byte, whatever the messages hold. So are the
+changes that are published of it.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ from random import Random
 from typing import Any
 
 import pytest
-from caudal.projections import _batch, _few
+from caudal.projections import _batch, _few, _publish
 from caudal.projections.profiles import FIELDS
 from caudal.schemas import EVENT_TYPES, CustomerErased, FieldCorrected, SubjectDeleted
 from caudal.schemas.codec import Codec, LocalRegistry
 from hypothesis import given, settings
 from logs import Record
-from record_values import RANDOMS, damaged, event
+from record_values import RANDOMS, damaged, event, record
 
 CODEC = Codec(LocalRegistry())
 CUSTOMERS = [str(uuid.UUID(int=number)) for number in range(4)]
@@ -80,3 +82,12 @@ def test_a_message_that_cannot_be_used_is_put_aside_by_both_for_the_same_reason(
     made = _few._by_rows(CODEC, records)
     assert made is None or not made.bad
     assert by_columns.bad == [] or made is None
+
+
+@pytest.mark.parametrize("name", _publish.RECORDS.values())
+def test_changed_rows_are_encoded_alike_whether_they_are_few_or_many(name: str) -> None:
+    rng = Random(name)
+    rows = [record(rng, name) for _ in range(_publish.FEW + 1)]
+    columns = {field: [row[field] for row in rows] for field in rows[0]}
+    few = [_publish.encoded(CODEC, "t", name, {f: [value] for f, value in row.items()}) for row in rows]
+    assert [message for (message,) in few] == _publish.encoded(CODEC, "t", name, columns)
