@@ -24,8 +24,12 @@ SEGMENTS = {
 }
 """Segment → condition over k (the customer), p (profiles) and m (metrics). Mailable: consent in a source, and withdrawn in none."""
 
-CRITERIA = {name: sql.replace("m.", "").replace(" OR ", " or ") for name, sql in SEGMENTS.items() if "p." not in sql}
-"""The same as criteria, where they can say it: they don't count sources, and let consents expire."""
+CRITERIA = {
+    **{name: sql.replace("m.", "").replace(" OR ", " or ") for name, sql in SEGMENTS.items() if "p." not in sql},
+    "multi-source": "sources_count >= 2",
+    "mailable": 'email is known and consent("marketing_email", lapsed = true)',
+}
+"""The same as criteria. Nothing of them changes by time alone, which no batch would notice: so a consent that has run out counts."""
 
 segment_members = View(
     name="segment_members",

@@ -113,16 +113,13 @@ def plain(segment: Segment) -> dict[str, Any]:
 def _built_in(name: str) -> dict[str, Any]:
     empty = dict.fromkeys(("progress", "version", "created_at", "changed_at", "changed_by"))
     condition = _criteria(name)
-    said = {
-        "criteria": criteria.dump(condition) if condition else None,
-        "text": criteria.print_text(condition) if condition else None,
-    }
+    said = {"criteria": criteria.dump(condition), "text": criteria.print_text(condition)}
     return {"name": name, "kind": "built-in", "description": "", "state": "live", **said, **empty}
 
 
-def _criteria(name: str) -> Condition | None:
-    """Who belongs to a built-in segment; None where criteria can't say it."""
-    return criteria.parse(CRITERIA[name]) if name in CRITERIA else None
+def _criteria(name: str) -> Condition:
+    """Who belongs to a built-in segment."""
+    return criteria.parse(CRITERIA[name])
 
 
 class Segments:
@@ -287,9 +284,7 @@ class Segments:
             last = last and _change(last)
             since = last["at"] if member and last and last["change"] == "entered" else None
             told |= {"member": member, "since": since, "last_change": last}
-            if (condition := _criteria(name)) is not None:
-                return told | await self._explained(condition, customer)
-            return {**told, "holds": member, "next_look_at": None, "would_change": None, "conditions": []}
+            return told | await self._explained(_criteria(name), customer)
         [(since, last, listed)] = await self._rows(_LAST, {"customer": customer, "segment": segment.id})
         told |= {"member": since is not None, "since": since, "last_change": last and _change(last)}
         if segment.condition is None:

@@ -38,7 +38,7 @@ def _of(node: tree.Condition, compiler: Compiler) -> list[str]:
             following = [*(step.within if step.absent else None for step in node.then), None]
             facts = [node.sequence, *(step.fact for step in node.then)]
             return [_fact(fact, compiler, undecided) for fact, undecided in zip(facts, following, strict=True)]
-        case tree.Consent():
+        case tree.Consent() if node.state == "granted" and not node.lapsed:
             granted = f"{compiler.consents(node.consent)} AND f0.state = 'granted'"
             return [f"(SELECT min(f0.expires_at) {granted} AND f0.expires_at > {compiler.now})"]
         case _:

@@ -471,13 +471,18 @@ class Compiler:
                                 WHERE x.subject = l0.subject AND x.purpose = {self.value(purpose, "text")} {fence}) f0
             WHERE (greatest(l0.deleted_at, l0.erased_at) IS NULL OR f0.occurred_at > greatest(l0.deleted_at, l0.erased_at))"""
 
+    def valid(self, node: tree.Consent) -> str:
+        """That a statement about a purpose makes the condition hold."""
+        if node.state != "granted" or node.lapsed:
+            return f"f0.state = '{node.state}'"
+        return f"f0.state = 'granted' AND (f0.expires_at IS NULL OR f0.expires_at > {self.now})"
+
     def _consent(self, node: tree.Consent) -> str:
-        some = self._exists(f"{self.consents(node.consent)} AND f0.state = '{node.state}'")
+        valid = self._exists(f"{self.consents(node.consent)} AND {self.valid(node)}")
         if node.state != "granted":
-            return some
-        valid = f"{self.consents(node.consent)} AND f0.state = 'granted' AND (f0.expires_at IS NULL OR f0.expires_at > {self.now})"
+            return valid
         withdrawn = self._exists(f"{self.consents(node.consent)} AND f0.state = 'withdrawn'")
-        return f"({self._exists(valid)}) AND ({withdrawn}) IS NOT TRUE"
+        return f"({valid}) AND ({withdrawn}) IS NOT TRUE"
 
 
 _COLUMN = re.compile(r"[pm]\.[a-z_]+")

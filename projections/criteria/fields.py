@@ -127,6 +127,7 @@ def _profile() -> dict[str, Field]:
         for name, type_ in PROFILE_FIELDS.items()
     }
     found["sources"] = Field("codes", "p.sources", "profiles", "sources that know the customer")
+    found["sources_count"] = Field("number", "cardinality(p.sources)", "profiles", "how many sources know the customer")
     found["age"] = Field(
         "age",
         "CASE WHEN p.birth_date <= {today} THEN extract(year FROM age({today}::timestamp, p.birth_date::timestamp)) END",

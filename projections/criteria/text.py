@@ -224,9 +224,14 @@ class _Reader(Transformer[Token, Any]):
 
     def _consent(self, given: list[Any], at: int) -> Any:
         rest = {}
-        if len(given) == 2 and isinstance(given[1], dict) and given[1].get("field") == "state":
-            rest = {"state": given.pop()["value"]}
-        [purpose] = self._literals(given, at, "a purpose, and state = a state if it isn't granted", str)
+        while (
+            len(given) > 1
+            and isinstance(given[-1], dict)
+            and given[-1].get("field") in {"state", "lapsed"} - rest.keys()
+        ):
+            told = given.pop()
+            rest[told["field"]] = told["value"]
+        [purpose] = self._literals(given, at, "a purpose, state = a state if it isn't granted, or lapsed = true", str)
         return self._made({"consent": purpose, **rest}, at)
 
     def _fact(self, name: str, given: list[Any], at: int) -> Any:
@@ -323,7 +328,8 @@ def print_text(condition: tree.Condition) -> str:
             return " ".join([_fact(condition.sequence), *steps])
         case tree.Consent():
             state = "" if condition.state == "granted" else f', state = "{condition.state}"'
-            return f"consent({_quoted(condition.consent)}{state})"
+            lapsed = ", lapsed = true" if condition.lapsed else ""
+            return f"consent({_quoted(condition.consent)}{state}{lapsed})"
         case tree.Segment():
             return f"segment({_quoted(condition.segment)})"
         case tree.Near():

@@ -167,10 +167,14 @@ class Sequence(_Node):
 
 
 class Consent(_Node):
-    """The state of consent for a purpose: granted somewhere and withdrawn nowhere; withdrawn, or pending, somewhere."""
+    """The state of consent for a purpose: granted somewhere and withdrawn nowhere; withdrawn, or pending, somewhere.
+
+    With `lapsed`, consents that were granted for a time which is over count too.
+    """
 
     consent: Name
     state: Literal["granted", "withdrawn", "pending"] = "granted"
+    lapsed: bool = False
 
 
 class Segment(_Node):

@@ -118,8 +118,8 @@ class Twin:
                 return any(
                     self.follows(row, first, steps, customer, now) for row in self.happened(first, customer, now)
                 )
-            case {"consent": purpose}:
-                return self.consented(purpose, node.get("state", "granted"), customer, now)
+            case {"consent": _}:
+                return self.consented(node, customer, now)
             case {"segment": name}:
                 return (customer, name) in self.segments
             case {"near": point}:
@@ -137,6 +137,8 @@ class Twin:
             column = plain.removeprefix("days_since_") + "_at"
             since = (profile if column in profile else metrics or {}).get(column)
             return None if since is None else (now - since) // timedelta(days=1)
+        if plain == "sources_count":
+            return len(profile["sources"])
         if plain in profile:
             return profile[plain]
         if plain in SCORES:
@@ -200,11 +202,14 @@ class Twin:
             return end <= now and not after
         return any(self.follows(r, step["fact"], rest, customer, now) for r in after)
 
-    def consented(self, purpose: str, state: str, customer: Any, now: datetime) -> bool:
-        rows = [r for r in self.facts[customer, "consents"] if r["purpose"] == purpose]
+    def consented(self, node: dict[str, Any], customer: Any, now: datetime) -> bool:
+        rows = [r for r in self.facts[customer, "consents"] if r["purpose"] == node["consent"]]
+        state, lapsed = node.get("state", "granted"), node.get("lapsed", False)
         if state != "granted":
             return any(r["state"] == state for r in rows)
-        granted = any(r["state"] == "granted" and (r["expires_at"] is None or r["expires_at"] > now) for r in rows)
+        granted = any(
+            r["state"] == "granted" and (lapsed or r["expires_at"] is None or r["expires_at"] > now) for r in rows
+        )
         return granted and not any(r["state"] == "withdrawn" for r in rows)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from caudal.projections import FACTS, VIEWS, criteria, ensure_live, select_sql
+from caudal.projections.segments import CRITERIA, SEGMENTS
 from criteria_trees import POOLS, WORDS, trees
 from criteria_twin import Twin, age
 from hypothesis import HealthCheck, Phase, given
@@ -208,6 +209,20 @@ def test_every_part_of_a_criterion_is_explained(filled: tuple[psycopg.Connection
         assert holds == [twin.holds(criteria.dump(node), customer, NOW) for _, node in nodes]
         assert len(dues) == len(nodes)
         assert dues[0] == min((due for due in dues[1:] if due), default=None)
+
+
+def test_criteria_say_of_built_in_segments_what_their_view_says(filled: tuple[psycopg.Connection[Any], Twin]) -> None:
+    conn, _ = filled
+    whole = "customer_id NOT IN (SELECT customer_id FROM live.links WHERE erased_at IS NOT NULL)"  # their facts would be gone
+    for name, text in CRITERIA.items():
+        asked = criteria.members(criteria.parse(text))
+        kept = "SELECT customer_id FROM live.segment_members WHERE segment = %(name)s"
+        differ = f"(({asked.text}) EXCEPT ({kept})) UNION (({kept}) EXCEPT ({asked.text}))"
+        rows = conn.execute(
+            f"SELECT customer_id FROM ({differ}) d WHERE {whole}", {**asked.parameters, "now": NOW, "name": name}
+        )
+        assert rows.fetchall() == [], name
+    assert CRITERIA.keys() == SEGMENTS.keys()
 
 
 def test_an_age_turns_on_the_birthday_in_leap_years_too(settings: Settings) -> None:

@@ -121,7 +121,7 @@ points = st.fixed_dictionaries(
 )
 consents = st.fixed_dictionaries(
     {"consent": st.sampled_from(["marketing_email", "terms"])},
-    optional={"state": st.sampled_from(["withdrawn", "pending"])},
+    optional={"state": st.sampled_from(["withdrawn", "pending"]), "lapsed": st.just(True)},
 )
 leaves = st.one_of(
     comparisons(), comparisons(), facts(), sequences(), consents,

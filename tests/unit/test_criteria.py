@@ -280,7 +280,7 @@ def test_segments_come_after_those_that_they_name_and_never_contain_themselves()
 def test_the_published_schema_follows_from_the_code():
     written = json.loads((ROOT / "docs/reference/criteria.schema.json").read_text())
     assert written == criteria.json_schema(), (
-        "run: caudal criteria schema | python -m json.tool --no-ensure-ascii > docs/reference/criteria.schema.json"
+        "run: caudal criteria schema | python -m json.tool --no-ensure-ascii --indent 2 > docs/reference/criteria.schema.json"
     )
 
 
