@@ -223,7 +223,7 @@ class _Reader(Transformer[Token, Any]):
         return [g.value for g in given]
 
     def _consent(self, given: list[Any], at: int) -> Any:
-        rest = {}
+        rest: dict[str, Any] = {}
         while (
             len(given) > 1
             and isinstance(given[-1], dict)
