@@ -17,12 +17,14 @@ from caudal.projections._schema import FACTS
 from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import Message
 
-__all__ = ["FEW", "prepare"]
+__all__ = ["FEW", "FEW_BYTES", "prepare"]
 
 FEW = 100
 """Up to so many messages are made ready by rows. Rows and columns cost the processor the same at some 200 mixed events; columns free
 the interpreter meanwhile, so that they are taken somewhat earlier.
 """
+FEW_BYTES = 1 << 18
+"""And no more bytes: an array of small records takes a hundred times as much memory in Python as on the log."""
 
 _BITS = {event: sum(bit(fact.name) for fact in facts) for event, facts in OF_EVENT.items()}
 _PACK = {fact.name: _copy.packer(fact.types) for fact in FACTS}
@@ -33,7 +35,8 @@ _PACK_SUBJECT, _PACK_GONE = _copy.packer([*_SUBJECTS.values()]), _copy.packer([*
 
 def prepare(codec: Codec, messages: Sequence[Message]) -> Batch:
     """Decode and reshape, by rows or by columns; never raises for a bad message (see `Batch.bad`)."""
-    made = _by_rows(codec, messages) if len(messages) <= FEW else None
+    few = len(messages) <= FEW and sum(len(message.value() or b"") for message in messages) <= FEW_BYTES
+    made = _by_rows(codec, messages) if few else None
     return made or _batch.prepare(codec, messages)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from caudal.projections import _vet
-from caudal.projections._batch import prepare
+from caudal.projections._few import prepare
 from caudal.schemas import EVENT_TYPES
 from caudal.schemas.codec import Codec, LocalRegistry
 from examples import LONG, examples

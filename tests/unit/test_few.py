@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from caudal.projections import _batch, _few, _publish
 from caudal.projections.profiles import FIELDS
-from caudal.schemas import EVENT_TYPES, CustomerErased, FieldCorrected, SubjectDeleted
+from caudal.schemas import EVENT_TYPES, CustomerErased, FieldCorrected, ProfileStated, SubjectDeleted
 from caudal.schemas.codec import Codec, LocalRegistry
 from hypothesis import given, settings
 from logs import Record
-from record_values import RANDOMS, damaged, event, record
+from record_values import EPOCH, RANDOMS, damaged, event, record
 
 CODEC = Codec(LocalRegistry())
 CUSTOMERS = [str(uuid.UUID(int=number)) for number in range(4)]
@@ -82,6 +82,14 @@ def test_a_message_that_cannot_be_used_is_put_aside_by_both_for_the_same_reason(
     made = _few._by_rows(CODEC, records)
     assert made is None or not made.bad
     assert by_columns.bad == [] or made is None
+
+
+@pytest.mark.parametrize(("count", "size"), [(_few.FEW + 1, 1), (1, _few.FEW_BYTES)])
+def test_many_messages_or_bytes_are_left_to_the_columns(count: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ProfileStated(subject="crm:contact:1", occurred_at=EPOCH, customer_id=CUSTOMERS[0], name="a" * size)
+    messages = log([CODEC.encode_event(said)] * count)
+    monkeypatch.delattr(_few, "_by_rows")
+    assert _few.prepare(CODEC, messages).counts == {"ProfileStated": count}
 
 
 @pytest.mark.parametrize("name", _publish.RECORDS.values())
