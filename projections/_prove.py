@@ -222,7 +222,7 @@ class Prover(Runner):
         cur.execute(_sql.TOUCH_SUBJECTS.format(schema=LIVE))
         own, self._statements = self._statements, self._live
         try:
-            changes = self._refresh(cur.connection, shrinking=True)
+            changes = self._refresh(cur.connection, ALL, shrinking=True)
         finally:
             self._statements = own
         cur.execute(

@@ -294,7 +294,6 @@ class Runner:
             if not batch.stages:
                 self._pass_over(cur, batch)
                 return []
-            self._clear(cur, len(batch.messages))
             self._stage(cur, batch)
             moved, erased = self._link(conn, stripes, relinked=batch.relinked)
             if batch.gone:
@@ -306,12 +305,18 @@ class Runner:
                     for statement in run[f"prune {fact.name}"]:
                         cur.execute(statement)
             lost = self._write(conn, batch, pruned=erased)
-            self._touch(cur, stripes)
+            facts = self._touch(cur, stripes)
             if not self._feed:
                 cur.execute("SELECT customer_id::text FROM touched")
                 touched = {customer for (customer,) in cur.fetchall()}
             self._numbered = time.monotonic()
-            changes = self._refresh(conn, shrinking=moved or batch.gone or lost, last=partial(self._finish, cur, batch))
+            shrinking = moved or batch.gone or lost
+            changes = self._refresh(
+                conn,
+                facts if not shrinking else ALL,
+                shrinking=shrinking,
+                last=partial(self._finish, cur, batch, pruned=erased),
+            )
             self._check_advance(cur, batch)
             self._tidy_places(cur)
             self._fold(cur, len(batch.messages))
@@ -320,14 +325,15 @@ class Runner:
             self.touched |= touched
         return changes
 
-    def _clear(self, cur: psycopg.Cursor[Any], coming: int) -> None:
-        """Empty the staging tables."""
+    def _clear(self, cur: psycopg.Cursor[Any], batch: Batch, *, pruned: bool) -> None:
+        """Empty the staging tables: those of the batch's facts, or of all when it was pruned, and the few that every batch fills."""
+        self._staged += len(batch.messages)
         if self._staged < CLEAR_AFTER:
-            cur.execute(self._statements["clear"])
+            for name in ("", *(fact.name for fact in FACTS if fact.name in batch.stages or pruned)):
+                cur.execute(self._statements[f"clear {name}"])
         else:
             cur.execute("TRUNCATE " + ", ".join(_sql.staging(FACTS)))
             self._staged = 0
-        self._staged += coming
 
     def _stage(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         for name, (columns, data) in batch.stages.items():
@@ -382,22 +388,27 @@ class Runner:
             lost |= _movable(fact) and cur.rowcount > 0
         return lost
 
-    def _touch(self, cur: psycopg.Cursor[Any], held: set[int]) -> None:
+    def _touch(self, cur: psycopg.Cursor[Any], held: set[int]) -> int:
+        """Note the touched customers; the bits of all facts of theirs that were touched."""
         cur.execute(self._statements["touch"])
-        row = cur.fetchone()
-        if missing := set(row[0] or ()) - held if row else set():
+        stripes, facts = cur.fetchone() or (None, None)
+        if missing := set(stripes or ()) - held:
             raise _Stripes(missing)
+        return facts or 0
 
     def _refresh(
-        self, conn: psycopg.Connection[Any], *, shrinking: bool, last: Callable[[], None] = lambda: None
+        self, conn: psycopg.Connection[Any], facts: int, *, shrinking: bool, last: Callable[[], None] = lambda: None
     ) -> list[Change]:
-        """Refresh each view and note in the outbox what changed; gives what this worker has to publish of it. `last` goes with them."""
+        """Refresh each view that reads one of the `facts` and note in the outbox what changed; gives what this worker has to publish of
+        it. `last` goes with them.
+        """
         mine = sorted(self._mine) or list(range(self._partitions))
         values = {"mine": mine, "whole": len(mine) == self._partitions, "partitions": self._partitions}
-        cursors = [conn.cursor(binary=True) for _ in self._views]  # what is found is taken up when it is published
+        reading = [view for view in self._views if mask_of(view.reads, self._views) & facts]
+        cursors = [conn.cursor(binary=True) for _ in reading]  # what is found is taken up when it is published
         gone: dict[str, list[str]] = {}
         with conn.pipeline():
-            for view, cur in zip(self._views, cursors, strict=True):
+            for view, cur in zip(reading, cursors, strict=True):
                 if shrinking and len(view.key) == 1:
                     removed = conn.cursor(binary=True)
                     removed.execute(self._statements[f"remove {view.name}"])
@@ -405,7 +416,7 @@ class Runner:
                 cur.execute(self._statements[f"refresh {view.name}"], {**values, "gone": gone.get(view.name, [])})
             last()
         changes = []
-        for view, cur in zip(self._views, cursors, strict=True):
+        for view, cur in zip(reading, cursors, strict=True):
             lost = gone.get(view.name, [])
             if (first := cur.fetchone()) is not None:
                 rows = partial(_rows, cur, first)
@@ -416,7 +427,8 @@ class Runner:
     def _owns(self, customer_id: str) -> bool:
         return not self._mine or output_partition(customer_id, self._partitions) in self._mine
 
-    def _finish(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
+    def _finish(self, cur: psycopg.Cursor[Any], batch: Batch, *, pruned: bool) -> None:
+        self._clear(cur, batch, pruned=pruned)
         self._store_places(cur, batch)
         self._advance(cur, batch)
 
@@ -643,7 +655,7 @@ def statements(schema: str, priority: str, views: Sequence[View], *, feed: bool)
         "gone": _sql.GONE_UPSERT.format(schema=schema),
         "any_erased": _sql.ANY_ERASED.format(schema=schema),
         "touch": _sql.TOUCH.format(schema=schema, judged=_sql.TO_BE_JUDGED if feed else ""),
-        "clear": _sql.clear(FACTS),
+        "clear ": _sql.clear(_sql.STAGES),
         "stated_sets": _sql.STATED_SETS.format(schema=schema),
         "places": "WITH forgotten AS (DELETE FROM hub.outbox WHERE id = ANY(%(forgettable)s::bigint[])) "
         + _places.STORE.format(schema=schema),
@@ -651,6 +663,7 @@ def statements(schema: str, priority: str, views: Sequence[View], *, feed: bool)
     for fact in FACTS:
         made[f"upsert {fact.name}"] = _sql.upsert(schema, fact)
         made[f"prune {fact.name}"] = _sql.prune(schema, fact)
+        made[f"clear {fact.name}"] = _sql.clear(_sql.stage_ddl(fact))
         if fact.partial:
             made[f"composites {fact.name}"] = _sql.composites(schema, fact)
     for view in views:

@@ -1,13 +1,13 @@
 """The SQL of facts and views, generated from their declarations. Every value is a column or a parameter; names are our own.
 
-Staging tables are temporary, and emptied when the next batch begins: `ON COMMIT DELETE ROWS` would empty every one of them with each
+Staging tables are temporary, and emptied at the end of each batch: `ON COMMIT DELETE ROWS` would empty every one of them with each
 commit, and make the index of its long values anew, which took longer than a small batch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from caudal.projections import _crowd, _places, _rollup
 from caudal.projections._fact import HEADER, Fact
@@ -173,13 +173,17 @@ STAGES = (
 
 def staging(facts: tuple[Fact, ...]) -> list[str]:
     """The names of all staging tables."""
-    statements = (*STAGES, *(ddl for fact in facts for ddl in stage_ddl(fact)))
-    return [statement.split()[3] for statement in statements]
+    return [_named(ddl) for ddl in (*STAGES, *(ddl for fact in facts for ddl in stage_ddl(fact)))]
 
 
-def clear(facts: tuple[Fact, ...]) -> str:
-    """Empty the staging tables after a few rows; TRUNCATE is for many, since it makes every plan anew."""
-    deleted = ", ".join(f"d{number} AS (DELETE FROM {name})" for number, name in enumerate(staging(facts)))
+def _named(ddl: str) -> str:
+    """The name in CREATE TEMP TABLE."""
+    return ddl.split()[3]
+
+
+def clear(stages: Iterable[str]) -> str:
+    """Empty the tables that these statements made after a few rows; TRUNCATE is for many, since it makes every plan anew."""
+    deleted = ", ".join(f"d{number} AS (DELETE FROM {_named(ddl)})" for number, ddl in enumerate(stages))
     return f"WITH {deleted} SELECT"
 
 
@@ -278,11 +282,12 @@ TOUCH = (
         INSERT INTO hub.touched (customer_id) SELECT customer_id FROM t
         WHERE EXISTS (SELECT FROM hub.control WHERE key = 'replay.noting' AND changed_at > now() - interval '15 minutes')
     ){judged}
-    SELECT array_agg(DISTINCT crc32(convert_to(customer_id::text, 'UTF8')) & 63) FROM t
+    SELECT array_agg(DISTINCT crc32(convert_to(customer_id::text, 'UTF8')) & 63), bit_or(facts) FROM t
 """
 )
-"""The customers that the batch touched, with what was touched, and all their subjects; returns their stripes (see _runner.py).
-While one view is rebuilt, they are noted for it too (see replay/_one_view.py). `judged` may hold `TO_BE_JUDGED`."""
+"""The customers that the batch touched, with what was touched, and all their subjects; returns their stripes (see _runner.py) and the
+bits of all that was touched. While one view is rebuilt, they are noted for it too (see replay/_one_view.py). `judged` may hold
+`TO_BE_JUDGED`."""
 
 TO_BE_JUDGED = """, judged AS (
         INSERT INTO hub.segment_touched (customer_id, facts, cause) SELECT customer_id, facts, cause FROM t
