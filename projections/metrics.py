@@ -13,7 +13,8 @@ __all__ = ["COUNTS", "PAID", "PLACED", "metrics", "metrics_with"]
 # An order counts when it was placed and stands; checkouts, drafts and deals are not orders.
 COUNTS = "coalesce(o.kind, 'order') = 'order' AND coalesce(o.status, 'open') NOT IN ('cancelled', 'voided', 'deleted', 'abandoned')"
 PAID = "o.status IN ('paid', 'partially_paid', 'partially_refunded', 'refunded')"
-PLACED = f"""currency, total_minor, discount_minor, coalesce(subtotal_minor, total_minor) AS net_minor, placed_at, channel,
+PLACED = f"""currency, total_minor, discount_minor, coalesce(subtotal_minor, total_minor) AS net_minor,
+    coalesce(placed_at, occurred_at) AS placed_at, channel,
     line_categories, line_products, line_quantities, ({COUNTS}) AS counts, ({PAID}) AS paid"""
 """What of an order `o` the metrics are made of."""
 _OPEN = "coalesce(t.status, 'open') NOT IN ('solved', 'closed', 'deleted')"

@@ -132,12 +132,15 @@ class _Query:
             words = _words(asked.text)
             self._runs = [run for word in words for run in _RUN.findall(word)]
             self.whole = f"hub.fold({self._compiler.value(' '.join(words), 'text')})"
+            containing, inside = (
+                [form.format(text=self.text, word=self._compiler.value(word, "text")) for word in words]
+                for form in ("{text} LIKE hub.containing({word})", "strpos({text}, hub.fold({word})) > 0")
+            )
+            # one or two letters make no trigram: the index is asked for the others
             self.contains = " AND ".join(
-                f"{self.text} LIKE hub.containing({self._compiler.value(word, 'text')})" for word in words
+                like if len(word) > 2 else found for word, like, found in zip(words, containing, inside, strict=True)
             )
-            self._inside = " AND ".join(
-                f"strpos({self.text}, hub.fold({self._compiler.value(word, 'text')})) > 0" for word in words
-            )
+            self._inside = " AND ".join(inside)
         self._parameters = parameters
 
     @property

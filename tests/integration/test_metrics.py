@@ -121,6 +121,17 @@ def test_what_is_not_known_is_null_and_counts_are_zero(figures: Any) -> None:
     assert {name: value for name, value in row.items() if name not in known and value is not None} == {}
 
 
+def test_an_order_that_says_not_when_it_was_placed_counts_from_its_statement(figures: Any, settings: Settings) -> None:
+    undated = OrderStated(**_header(5), order_id="5", status="paid", currency="BRL", total_minor=100)
+    row = figures(undated)
+    assert (row["orders_count"], row["last_order_at"]) == (1, undated.occurred_at)
+    asked = members(parse("bought(within = 1h)"))
+    with connect(settings) as conn:
+        for hours, found in ((1, 0), (-0.5, 0), (0.5, 1)):
+            now = row["last_order_at"] + timedelta(hours=hours)
+            assert len(conn.execute(asked.text, {**asked.parameters, "now": now}).fetchall()) == found
+
+
 def test_nonsense_of_any_size_does_not_stop_the_stream(figures: Any) -> None:
     most = 2**63 - 1
     row = figures(
