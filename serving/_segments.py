@@ -294,9 +294,11 @@ class Segments:
 
     async def _explained(self, condition: Condition, customer: uuid.UUID) -> dict[str, Any]:
         """Which conditions hold of a customer, and what would turn the whole."""
-        judged = criteria.explanation(condition)
-        rows = await self._rows(judged.text, {**judged.parameters, "customers": [customer], "now": datetime.now(UTC)})
-        nodes = criteria.conditions(condition)
+        judged, nodes = criteria.explanation(condition), criteria.conditions(condition)
+        asked = {"customer": customer, "customers": [customer], "now": datetime.now(UTC)}
+        rows = await self._rows(judged.text, {**judged.parameters, **asked})
+        causes = criteria.because([node for _, node in nodes])
+        told = await self._rows(causes.text, {**causes.parameters, **asked})
         # nothing is known of a customer whose accounts were all deleted: no profile, so no member
         _, holds, dues = rows[0] if rows else (customer, [False] * len(nodes), [None] * len(nodes))
         return {
@@ -304,8 +306,16 @@ class Segments:
             "next_look_at": dues[0],
             "would_change": turns(condition, {path: held for (path, _), held in zip(nodes, holds, strict=True)}),
             "conditions": [
-                {"path": path, "condition": criteria.print_text(node), "holds": held, "next_look_at": due}
-                for (path, node), held, due in zip(nodes, holds, dues, strict=True)
+                {
+                    "path": path,
+                    "condition": criteria.print_text(node),
+                    "holds": held,
+                    "next_look_at": due,
+                    "because": cause if held else None,
+                }
+                for (path, node), held, due, cause in zip(
+                    nodes, holds, dues, told[0][0] if told else [None] * len(nodes), strict=True
+                )
             ],
         }
 

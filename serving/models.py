@@ -300,6 +300,13 @@ class HistoryAnswer(_Shape):
     next: str | None = Field(description="Give it as `before` for the following page; null at the end.")
 
 
+class Because(_Shape):
+    """The event with which a condition came to hold."""
+
+    event_id: str = Field(description="Of membership of another segment its cause, which may be `time` and the like.")
+    at: datetime
+
+
 class Explained(_Shape):
     """A condition of the criteria and whether it holds."""
 
@@ -307,6 +314,7 @@ class Explained(_Shape):
     condition: str
     holds: bool
     next_look_at: datetime | None = Field(description="It doesn't change before this time without an event.")
+    because: Because | None = Field(description="Since which event it holds, where one event tells it.")
 
 
 class ExplainAnswer(_Shape):

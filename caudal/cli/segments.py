@@ -274,8 +274,11 @@ def explain(name: Name, customer_id: Id, as_json: Json = False) -> None:
     print(f"{'in' if found['member'] else 'not in'} {name}{since}")
     if found["conditions"]:
         print()
-        rows = [(c["holds"], c["condition"], c["next_look_at"]) for c in found["conditions"]]
-        table(("holds", "condition", "may change by time"), rows)
+        rows = [
+            (c["holds"], c["condition"], c["next_look_at"], (c["because"] or {}).get("event_id"))
+            for c in found["conditions"]
+        ]
+        table(("holds", "condition", "may change by time", "since event"), rows)
     if found["would_change"]:
         print(f"\n{'leaves' if found['holds'] else 'enters'} when {found['would_change']}")
 

@@ -5,10 +5,12 @@
 - fields.py: what a condition can speak of.
 - compile.py: the tree as one SQL predicate; whom it holds of, what it reads.
 - _due.py: when the answer could change with no new event.
+- _because.py: since which event it holds.
 
 The language is described in docs/segments.md.
 """
 
+from caudal.projections.criteria._because import because
 from caudal.projections.criteria.compile import (
     SCAN,
     SEEK,
@@ -39,6 +41,7 @@ __all__ = [
     "BadCriteria",
     "Condition",
     "Sql",
+    "because",
     "conditions",
     "dump",
     "explanation",

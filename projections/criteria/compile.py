@@ -397,39 +397,37 @@ class Compiler:
 
     def _fact(self, node: tree.Fact) -> str:
         kind = FACT_KINDS[node.fact]
-        having = [(measure_of(h.measure, kind), h) for h in node.having]
         if self.shared is not None:
             happened = " AND ".join([self.fits(node), *self._in_time(node, "f0.at")])
-            total = self._having(node, having, happened) if having else f"count(*) FILTER (WHERE {happened}) > 0"
+            total = self.having(node, happened) if node.having else f"count(*) FILTER (WHERE {happened}) > 0"
             return self.shared.total(node.fact, total)
-        if not having:
+        if not node.having:
             source = f"{self.facts(kind, 'p.customer_id')} AND {self.happened(node)}"
             return self._exists(source)
         if self.shape is SEEK:
             source = f"{self.facts(kind, 'p.customer_id')} AND {self.happened(node)}"
-            return f"(SELECT {self._having(node, having)} {source})"
-        counted = self._having(node, having)
+            return f"(SELECT {self.having(node)} {source})"
+        counted = self.having(node)
         # who has no such facts is in no group, so the groups that don't fit are asked for when zero fits
-        zero = all(_holds_of_zero(h.op, h.value) for _, h in having)
+        zero = all(_holds_of_zero(h.op, h.value) for h in node.having)
         groups = f"""SELECT l0.customer_id FROM {self.schema}.links l0 JOIN {self.schema}.{kind.table} f0 USING (subject)
             WHERE {_as(kind.holds, "f0")} AND {self.happened(node)}
             GROUP BY l0.customer_id HAVING {f"NOT ({counted})" if zero else counted}"""
         return f"{'NOT ' if zero else ''}EXISTS (SELECT FROM ({groups}) g WHERE g.customer_id = p.customer_id)"
 
-    def _having(
-        self, node: tree.Fact, having: list[tuple[tuple[str, str], tree.Having]], happened: str = "true"
-    ) -> str:
-        """Comparisons of totals over the facts that `happened`."""
+    def having(self, node: tree.Fact, happened: str = "true", over: str = "") -> str:
+        """Comparisons of totals over the facts that `happened`; with `over`, of running totals over that window."""
         kind, parts = FACT_KINDS[node.fact], []
-        for (measure, currency), asked in having:
+        for asked in node.having:
+            measure, currency = measure_of(asked.measure, kind)
             match measure:
                 case "units":
-                    total = f"coalesce(sum({self._units(node)}) FILTER (WHERE {happened}), 0)"
+                    total = f"coalesce(sum({self._units(node)}) FILTER (WHERE {happened}) {over}, 0)"
                 case "amount_minor":
                     which = self.value(currency, "text")
-                    total = f"coalesce(sum({_as(kind.amount or '', 'f0')}) FILTER (WHERE f0.currency = {which} AND {happened}), 0)"
+                    total = f"coalesce(sum({_as(kind.amount or '', 'f0')}) FILTER (WHERE f0.currency = {which} AND {happened}) {over}, 0)"
                 case _:
-                    total = f"count(*) FILTER (WHERE {happened})"
+                    total = f"count(*) FILTER (WHERE {happened}) {over}"
             parts.append(self._ordered(total, asked.op, *_numbers(asked.value)))
         return " AND ".join(parts)
 
@@ -444,9 +442,12 @@ class Compiler:
         return f"(SELECT sum(i.quantity) FROM {_lines('f0', asked)} WHERE {' AND '.join(fits)})"
 
     def _sequence(self, node: tree.Sequence) -> str:
+        return self._exists(self.followed(node))
+
+    def followed(self, node: tree.Sequence) -> str:
+        """FROM and WHERE of the facts f0 with which a sequence begins."""
         kind = FACT_KINDS[node.sequence.fact]
-        source = f"{self.facts(kind, 'p.customer_id')} AND {self.happened(node.sequence)} AND {self._then(node, 0)}"
-        return self._exists(source)
+        return f"{self.facts(kind, 'p.customer_id')} AND {self.happened(node.sequence)} AND {self._then(node, 0)}"
 
     def _then(self, node: tree.Sequence, number: int) -> str:
         """What follows the fact f<number> of a sequence."""

@@ -17,6 +17,7 @@ from caudal.projections.membership.definitions import Draft
 from caudal.projections.membership.stage import Memberships
 from caudal.projections.segments import BUILT_IN_MEMBERS, MOVES
 from caudal.schemas import (
+    ConsentStated,
     CustomerErased,
     Event,
     OrderLine,
@@ -324,6 +325,31 @@ def test_built_in_segments_have_a_history_with_causes_which_an_erasure_takes_awa
     world.settle()  # though nobody has defined a segment
     assert world.built_in(0) == []
     assert [segment for segment, *_ in world.built_in(1)] == ["buyers"]
+
+
+def test_each_condition_names_the_event_since_which_it_holds(world: World) -> None:
+    first = world.profile(0, city="Olinda", name="Ana")
+    city = world.profile(0, city="Recife", birth_date=date(1990, 1, 1))
+    orders = [world.order(0, at=START + timedelta(days=n)) for n in range(3)]
+    granted = ConsentStated(**world.header(0), purpose="terms", state="granted")
+    world.now += timedelta(days=4)
+    for event in (first, city, *orders, granted):
+        world.happens(event)
+    (entered, *_) = world.conn.execute(
+        "SELECT cause FROM hub.built_in_history WHERE 'buyers' = ANY (has) ORDER BY at"
+    ).fetchall()
+    expected = {
+        'city = "Recife"': city, "age >= 30": city, "bought()": orders[0], "bought(times >= 2)": orders[1],
+        "bought(amount >= 2.5 BRL)": orders[2], "bought(times < 9)": orders[2], "bought(units > 1)": orders[1],
+        'consent("terms")': granted, "bought() then bought() within 1d": orders[1], "orders_count >= 1": None,
+        "bought(times >= 4)": None, 'segment("buyers")': entered[0],
+    }  # fmt: skip
+    asked = criteria.because([criteria.parse(text) for text in expected])
+    [(found,)] = world.conn.execute(
+        asked.text, {**asked.parameters, "customer": PEOPLE[0], "now": world.now}
+    ).fetchall()
+    told = [cause and cause["event_id"] for cause in found]
+    assert told == [each.event_id if isinstance(each, Event) else each for each in expected.values()]
 
 
 def test_everyone_is_judged_again_after_a_swap(world: World) -> None:

@@ -222,6 +222,7 @@ def test_explain_agrees_with_the_criteria_and_says_what_would_change_it(http, co
     assert [(c["path"], c["condition"], c["holds"]) for c in rui["conditions"]] == [
         ("", LOYAL, False), ("all[0]", 'city = "Recife"', True), ("all[1]", "bought(within = 30d)", False),
     ]  # fmt: skip
+    assert [c["because"] and c["because"]["event_id"] for c in ana["conditions"]] == [None, None, "e1"]
     assert (rui["since"], rui["last_change"], rui["would_change"]) == (None, None, "`bought(within = 30d)` holds")
     assert zoe["would_change"] == '`city = "Recife"` holds and `bought(within = 30d)` holds'
     conn.execute("DELETE FROM live.metrics")
