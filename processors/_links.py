@@ -100,12 +100,12 @@ class Links:
         with postgres.translated():
             db = self._connection()
             stated = _Stated(mentions, erasures)
-            known, held = _load_known(db, stated)
-            changed, batches = _unpublished(db, stated.subjects)
+            known, held, batches = _load_known(db, stated, unpublished=True)
+            changed = _links_of(db, batches)
             if erasures or stated.news(known, held):
                 with db.transaction():
                     db.execute(LOCK)
-                    known, held = _load_known(db, stated)
+                    known, held, _ = _load_known(db, stated)
                     links = self._decide(db, stated, known, held)
                     _erase(db, erasures)
                     if links:
@@ -125,8 +125,9 @@ class Links:
             DatabaseUnavailable: try again.
         """
         with postgres.translated():
-            changed, batches = _unpublished(self._connection(), ())
-            return Resolved(links={}, changed=changed, batches=batches)
+            db = self._connection()
+            batches = [batch for (batch,) in db.execute(f"SELECT batch FROM unpublished_links u WHERE {_STALE}")]
+            return Resolved(links={}, changed=_links_of(db, batches), batches=batches)
 
     def published(self, batches: Sequence[int]) -> None:
         """Note that the links of these batches are on the topic; call it inside the transaction that stores the offsets."""
@@ -210,9 +211,9 @@ class _Stated:
                 found[identifier] = max(mention.occurred_at, found.get(identifier, mention.occurred_at))
         self.subjects = list(self._first)
 
-    def pairs(self, known: Mapping[str, _Row]) -> list[tuple[str, Key]]:
-        """Every (subject, identifier) stated of known subjects."""
-        return [(subject, identifier) for subject in known for identifier in self._identifiers[subject]]
+    def pairs(self) -> list[tuple[str, Key]]:
+        """Every (subject, identifier) stated."""
+        return [(subject, identifier) for subject, found in self._identifiers.items() for identifier in found]
 
     def news(self, known: Mapping[str, _Row], held: frozenset[tuple[str, Key]]) -> list[Statement]:
         """What is new: unknown subjects, and identifiers that their subject doesn't have; without what is erased."""
@@ -235,24 +236,27 @@ class _Stated:
         )
 
 
-def _load_known(db: Connection, stated: _Stated) -> tuple[dict[str, _Row], frozenset[tuple[str, Key]]]:
-    rows = db.execute(
-        f"""SELECT subject, customer_id::text, link_seq, created_at, erased_at FROM subjects
-            WHERE subject IN (SELECT subject FROM {_table("subject")})""",
-        _json([(subject,) for subject in stated.subjects]),
-    )
-    known = {subject: _Row(*rest) for subject, *rest in rows}
-    pairs = stated.pairs(known)
-    if not pairs:
-        return known, frozenset()
-    # LATERAL with LIMIT keeps it one index probe per pair, whatever the planner thinks of the array's length
-    found = db.execute(
-        f"""SELECT t.n FROM {_table("kind", "value", "subject")}
-            CROSS JOIN LATERAL (SELECT FROM identifiers i
-                                WHERE i.kind = t.kind AND i.value = t.value AND i.subject = t.subject LIMIT 1) i""",
-        _json([(i.kind, i.value, subject) for subject, i in pairs]),
-    )
-    return known, frozenset(pairs[n - 1] for (n,) in found)
+def _load_known(
+    db: Connection, stated: _Stated, *, unpublished: bool = False
+) -> tuple[dict[str, _Row], frozenset[tuple[str, Key]], list[int]]:
+    """The subjects that are known and the pairs that are held; with `unpublished` also the batches of links about the subjects, and
+    stale ones, that are not known to be published.
+    """
+    pairs = stated.pairs()
+    subjects = orjson.dumps(stated.subjects).decode()
+    values = [subjects, *_json([(i.kind, i.value, subject) for subject, i in pairs], 3)]
+    rows = db.execute(_KNOWN + _OR_UNPUBLISHED, [*values, subjects]) if unpublished else db.execute(_KNOWN, values)
+    known: dict[str, _Row] = {}
+    held: list[tuple[str, Key]] = []
+    batches: list[int] = []
+    for subject, customer_id, link_seq, created_at, erased_at, n, batch in rows:
+        if subject is not None:
+            known[subject] = _Row(customer_id, link_seq, created_at, erased_at)
+        elif n is not None:
+            held.append(pairs[n - 1])
+        else:
+            batches.append(batch)
+    return known, frozenset(held), batches
 
 
 def _load_state(
@@ -291,13 +295,14 @@ def _load_taken(db: Connection, ids: Sequence[str]) -> frozenset[str]:
         return frozenset()
     rows = db.execute(
         f"SELECT id FROM {_table('id')} WHERE EXISTS (SELECT FROM subjects WHERE customer_id = id::uuid)",
-        _json([(customer_id,) for customer_id in ids]),
+        _json([(customer_id,) for customer_id in ids], 1),
     )
     return frozenset(customer_id for (customer_id,) in rows)
 
 
 def _load_carriers(db: Connection, wanted: Sequence[Key], rules: Rules) -> dict[Key, list[Carrier]]:
     caps = {kind: limit if (limit := rules.shared_by(kind)) is not None else UNLIMITED for kind in rules.kinds}
+    pointed_at = [(i.value,) for i in wanted if i.kind == "subject"]
     rows = db.execute(
         f"""SELECT t.n, c.* FROM {_table("kind", "value", "cap")}
             CROSS JOIN LATERAL (
@@ -305,38 +310,40 @@ def _load_carriers(db: Connection, wanted: Sequence[Key], rules: Rules) -> dict[
                     SELECT s.customer_id, s.subject FROM identifiers i JOIN subjects s USING (subject)
                     WHERE i.kind = t.kind AND i.value = t.value AND i.links LIMIT t.cap::bigint + 1
                 ) x GROUP BY 1
-            ) c""",
-        _json([(i.kind, i.value, caps[i.kind]) for i in wanted]),
+            ) c
+            UNION ALL
+            SELECT NULL, customer_id::text, 1, subject FROM subjects
+            WHERE subject IN (SELECT subject FROM {_table("subject")})""",
+        [*_json([(i.kind, i.value, caps[i.kind]) for i in wanted], 3), *_json(pointed_at, 1)],
     )
     carriers: defaultdict[Key, list[Carrier]] = defaultdict(list)
     for n, customer_id, count, subject in rows:
-        carriers[wanted[n - 1]].append(Carrier(customer_id, count, subject))
-    pointed_at = [i.value for i in wanted if i.kind == "subject"]
-    if pointed_at:
-        rows = db.execute("SELECT subject, customer_id::text FROM subjects WHERE subject = ANY(%s)", (pointed_at,))
-        for subject, customer_id in rows:
-            carriers[Key("subject", subject)].append(Carrier(customer_id, 1, subject))
+        key = Key("subject", subject) if n is None else wanted[n - 1]
+        carriers[key].append(Carrier(customer_id, count, subject))
     return dict(carriers)
 
 
 def _load_customers(db: Connection, customers: list[str], rules: Rules) -> dict[str, Customer]:
     if not customers:
         return {}
-    created = db.execute(
-        f"""SELECT t.id, (SELECT min(created_at) FROM subjects WHERE customer_id = t.id::uuid) FROM {_table("id")}""",
-        _json([(customer_id,) for customer_id in customers]),
-    ).fetchall()
     limited = [kind for kind in rules.kinds if rules.most(kind) is not None]
+    # LATERAL keeps it a few index probes per customer, see _KNOWN
     rows = db.execute(
-        f"""SELECT s.customer_id::text, i.kind, array_agg(DISTINCT i.value)
-            FROM {_table("id")} JOIN subjects s ON s.customer_id = t.id::uuid JOIN identifiers i USING (subject)
-            WHERE i.links AND i.kind = ANY(%s) GROUP BY 1, 2""",
-        (*_json([(customer_id,) for customer_id in customers]), limited),
+        f"""SELECT t.id, c.created_at, v.kind, v.found FROM {_table("id")}
+            CROSS JOIN LATERAL (SELECT min(created_at) AS created_at FROM subjects WHERE customer_id = t.id::uuid) c
+            LEFT JOIN LATERAL (
+                SELECT i.kind, array_agg(DISTINCT i.value) AS found FROM subjects s JOIN identifiers i USING (subject)
+                WHERE s.customer_id = t.id::uuid AND i.links AND i.kind = ANY(%s) GROUP BY 1
+            ) v ON true""",
+        (*_json([(customer_id,) for customer_id in customers], 1), limited),
     )
+    found: dict[str, Customer] = {}
     values: defaultdict[str, dict[str, frozenset[str]]] = defaultdict(dict)
-    for customer_id, kind, found in rows:
-        values[customer_id][kind] = frozenset(found)
-    return {customer_id: Customer(at, values.get(customer_id, {})) for customer_id, at in created}
+    for customer_id, created_at, kind, some in rows:
+        found[customer_id] = Customer(created_at, values[customer_id])
+        if kind is not None:
+            values[customer_id][kind] = frozenset(some)
+    return found
 
 
 def _load_members(db: Connection, customers: Iterable[str]) -> dict[str, list[Member]]:
@@ -392,7 +399,8 @@ def _write_links(db: Connection, links: Sequence[Link]) -> None:
                         _evidence_json(link.evidence),
                     )
                     for link in links
-                ]
+                ],
+                9,
             ),
         )
 
@@ -413,7 +421,7 @@ def _write_identifiers(db: Connection, identifiers: Sequence[tuple[str, Key, boo
             f"""INSERT INTO identifiers (kind, value, subject, links)
                 SELECT kind, value, subject, links::boolean FROM {_table("kind", "value", "subject", "links")}
                 ON CONFLICT DO NOTHING""",
-            _json([(i.kind, i.value, subject, links) for subject, i, links in identifiers]),
+            _json([(i.kind, i.value, subject, links) for subject, i, links in identifiers], 4),
         )
 
 
@@ -440,31 +448,22 @@ def _mark_unpublished(db: Connection, links: Sequence[Link]) -> int:
     row = db.execute(
         f"""INSERT INTO unpublished_links (subjects)
             SELECT array_agg(subject) FROM {_table("subject")} RETURNING batch""",
-        _json([(link.subject,) for link in links]),
+        _json([(link.subject,) for link in links], 1),
     ).fetchone()
     assert row is not None
     return int(row[0])
 
 
-def _unpublished(db: Connection, subjects: Sequence[str]) -> tuple[list[Link], list[int]]:
-    """Links not known to be published: those of `subjects`, with all that were made in the same batches, and stale ones."""
-    batches = [
-        batch
-        for (batch,) in db.execute(
-            f"""SELECT batch FROM unpublished_links u
-                WHERE created_at < clock_timestamp() - make_interval(secs => %s)
-                   OR EXISTS (SELECT FROM {_table("subject")} WHERE subject = ANY(u.subjects))""",
-            (STALE_S, orjson.dumps(list(subjects)).decode()),
-        )
-    ]
+def _links_of(db: Connection, batches: Sequence[int]) -> list[Link]:
+    """All links that were made in the batches, as they are now."""
     if not batches:
-        return [], []
+        return []
     rows = db.execute(
         f"""SELECT {_LINK} FROM subjects
             WHERE subject IN (SELECT unnest(subjects) FROM unpublished_links WHERE batch = ANY(%s)) ORDER BY subject""",
         (batches,),
     )
-    return [_link(row) for row in rows], batches
+    return [_link(row) for row in rows]
 
 
 _LINK = """subject, source, customer_id::text, link_seq, created_at, linked_at, reason, previous_customer_id::text, evidence"""
@@ -490,7 +489,23 @@ def _table(*columns: str) -> str:
     return f"ROWS FROM ({arrays}) WITH ORDINALITY t ({', '.join(columns)}, n)"
 
 
-def _json(rows: Sequence[tuple[Any, ...]]) -> list[str]:
-    """The parameters of `_table`; there is at least one row."""
-    assert rows
+def _json(rows: Sequence[tuple[Any, ...]], columns: int) -> list[str]:
+    """The parameters of `_table`."""
+    if not rows:
+        return ["[]"] * columns
     return [orjson.dumps(column).decode() for column in zip(*rows, strict=True)]
+
+
+# LATERAL with LIMIT keeps it one index probe per pair, whatever the planner thinks of the array's length
+_KNOWN = f"""
+    SELECT subject, customer_id::text, link_seq, created_at, erased_at, NULL::bigint AS n, NULL::bigint AS batch FROM subjects
+    WHERE subject IN (SELECT subject FROM {_table("subject")})
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, NULL, t.n, NULL FROM {_table("kind", "value", "subject")}
+    CROSS JOIN LATERAL (SELECT FROM identifiers i
+                        WHERE i.kind = t.kind AND i.value = t.value AND i.subject = t.subject LIMIT 1) i"""
+_STALE = f"created_at < clock_timestamp() - make_interval(secs => {STALE_S})"
+_OR_UNPUBLISHED = f"""
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL, batch FROM unpublished_links u
+    WHERE {_STALE} OR EXISTS (SELECT FROM {_table("subject")} WHERE subject = ANY(u.subjects))"""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import chain
 from typing import Any
 
+import psycopg
 from caudal.connectors import Delivery
 from caudal.connectors import get as connector_named
 from caudal.processors import rules as identity_rules
@@ -59,6 +60,22 @@ EVENT_MAX_BYTES = 1_000_000
 BATCH_LOCK = "0x62617463, hashtext(current_schema())"
 """Keys of the advisory lock that a batch holds, shared, from before it decides anything until its offsets are stored; who takes it
 alone knows that no batch is under way, and holds up the next. The first one keeps clear of other users of the database: "batc"."""
+
+_STORE = """
+    WITH n AS (SELECT * FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[]) n (topic, partition, expected, next_offset)),
+         moved AS (UPDATE offsets o SET next_offset = n.next_offset FROM n
+                   WHERE o.topic = n.topic AND o.partition = n.partition AND o.next_offset = n.expected
+                   RETURNING 1),
+         first AS (INSERT INTO offsets (topic, partition, next_offset)
+                   SELECT topic, partition, next_offset FROM n WHERE expected IS NULL
+                   ON CONFLICT DO NOTHING RETURNING 1),
+         noted AS (INSERT INTO translated (topic, partition, next_offset, changes)
+                   SELECT topic, partition, next_offset, %s FROM n
+                   ON CONFLICT (topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, changes = EXCLUDED.changes),
+         published AS (DELETE FROM unpublished_links WHERE batch = ANY(%s))
+    SELECT 1 / ((SELECT count(*) FROM moved) + (SELECT count(*) FROM first) = (SELECT count(*) FROM n))::int"""
+"""How far a batch is done, as one statement, which is a transaction by itself. It fails, by a division by zero, where someone else has
+moved an offset since it was read."""
 
 Partition = tuple[str, int]
 
@@ -236,9 +253,12 @@ class Translator:
             self._db = None
         with postgres.translated():
             db = self._connection()
-            with db.pipeline():
-                db.execute(f"SELECT pg_advisory_lock_shared({BATCH_LOCK})")
-                row = db.execute("SELECT number FROM generation").fetchone()
+            # two statements at once: the second one looks after the first has its lock
+            answers = db.execute(
+                f"SELECT pg_advisory_lock_shared({BATCH_LOCK}); SELECT number FROM generation", prepare=False
+            )
+            answers.nextset()
+            row = answers.fetchone()
             assert row is not None
             try:
                 if expected not in {None, row[0]}:
@@ -400,31 +420,14 @@ class Translator:
             ends[capture.partition] = max(capture.offset + 1, ends.get(capture.partition, 0))
         rows = [(*partition, self._positions.get(partition), end) for partition, end in sorted(ends.items())]
         columns = [list(column) for column in zip(*rows, strict=True)]
+        made = Jsonb({str(partition): end for partition, end in self._made.items()})
         with postgres.translated():
             db = self._connection()
-            with db.transaction():
-                moved = db.execute(
-                    """WITH n AS (SELECT * FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[])
-                                  n (topic, partition, expected, next_offset)),
-                            moved AS (UPDATE offsets o SET next_offset = n.next_offset FROM n
-                                      WHERE o.topic = n.topic AND o.partition = n.partition AND o.next_offset = n.expected
-                                      RETURNING 1),
-                            first AS (INSERT INTO offsets (topic, partition, next_offset)
-                                      SELECT topic, partition, next_offset FROM n WHERE expected IS NULL
-                                      ON CONFLICT DO NOTHING RETURNING 1)
-                       SELECT (SELECT count(*) FROM moved) + (SELECT count(*) FROM first)""",
-                    columns,
-                ).fetchone()
-                if moved != (len(rows),):
-                    raise LostPartition("another worker has translated a partition of this batch")
-                db.execute(
-                    """INSERT INTO translated (topic, partition, next_offset, changes)
-                       SELECT t, p, n, %s FROM unnest(%s::text[], %s::int[], %s::bigint[]) u (t, p, n)
-                       ON CONFLICT (topic, partition) DO UPDATE
-                       SET next_offset = EXCLUDED.next_offset, changes = EXCLUDED.changes""",
-                    (Jsonb({str(partition): end for partition, end in self._made.items()}), *columns[:2], columns[3]),
-                )
-                self._links.published(batches)
+            with db.transaction() if self._put_aside is not None else nullcontext():
+                try:
+                    db.execute(_STORE, (*columns, made, list(batches)))
+                except psycopg.errors.DivisionByZero:
+                    raise LostPartition("another worker has translated a partition of this batch") from None
                 if self._put_aside is not None:
                     self._put_aside(db, [c for c in captures if c.poison is not None])
         self._positions.update(ends)
