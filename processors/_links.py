@@ -327,23 +327,23 @@ def _load_customers(db: Connection, customers: list[str], rules: Rules) -> dict[
     if not customers:
         return {}
     limited = [kind for kind in rules.kinds if rules.most(kind) is not None]
-    # LATERAL keeps it a few index probes per customer, see _KNOWN
+    ids = _json([(customer_id,) for customer_id in customers], 1)
     rows = db.execute(
-        f"""SELECT t.id, c.created_at, v.kind, v.found FROM {_table("id")}
-            CROSS JOIN LATERAL (SELECT min(created_at) AS created_at FROM subjects WHERE customer_id = t.id::uuid) c
-            LEFT JOIN LATERAL (
-                SELECT i.kind, array_agg(DISTINCT i.value) AS found FROM subjects s JOIN identifiers i USING (subject)
-                WHERE s.customer_id = t.id::uuid AND i.links AND i.kind = ANY(%s) GROUP BY 1
-            ) v ON true""",
-        (*_json([(customer_id,) for customer_id in customers], 1), limited),
+        f"""SELECT t.id, (SELECT min(created_at) FROM subjects WHERE customer_id = t.id::uuid), NULL, NULL FROM {_table("id")}
+            UNION ALL
+            SELECT s.customer_id::text, NULL, i.kind, array_agg(DISTINCT i.value)
+            FROM {_table("id")} JOIN subjects s ON s.customer_id = t.id::uuid JOIN identifiers i USING (subject)
+            WHERE i.links AND i.kind = ANY(%s) GROUP BY s.customer_id, i.kind""",
+        [*ids, *ids, limited],
     )
-    found: dict[str, Customer] = {}
+    created: dict[str, datetime] = {}
     values: defaultdict[str, dict[str, frozenset[str]]] = defaultdict(dict)
-    for customer_id, created_at, kind, some in rows:
-        found[customer_id] = Customer(created_at, values[customer_id])
-        if kind is not None:
-            values[customer_id][kind] = frozenset(some)
-    return found
+    for customer_id, created_at, kind, found in rows:
+        if kind is None:
+            created[customer_id] = created_at
+        else:
+            values[customer_id][kind] = frozenset(found)
+    return {customer_id: Customer(at, values.get(customer_id, {})) for customer_id, at in created.items()}
 
 
 def _load_members(db: Connection, customers: Iterable[str]) -> dict[str, list[Member]]:
