@@ -405,7 +405,9 @@ class Runner:
         mine = sorted(self._mine) or list(range(self._partitions))
         values = {"mine": mine, "whole": len(mine) == self._partitions, "partitions": self._partitions}
         reading = [view for view in self._views if mask_of(view.reads, self._views) & facts]
-        cursors = [conn.cursor(binary=True) for _ in reading]  # what is found is taken up when it is published
+        cursors: list[psycopg.Cursor[Any]] = [
+            psycopg.RawCursor(conn) for _ in reading
+        ]  # what is found is taken up when it is published
         gone: dict[str, list[str]] = {}
         with conn.pipeline():
             for view, cur in zip(reading, cursors, strict=True):
@@ -413,7 +415,9 @@ class Runner:
                     removed = conn.cursor(binary=True)
                     removed.execute(self._statements[f"remove {view.name}"])
                     gone[view.name] = [str(customer) for (customer,) in removed.fetchall()]
-                cur.execute(self._statements[f"refresh {view.name}"], {**values, "gone": gone.get(view.name, [])})
+                statement, names = self._statements[f"refresh {view.name}"]
+                given = {**values, "gone": gone.get(view.name, [])}
+                cur.execute(statement, [given[name] for name in names], binary=True)
             last()
         changes = []
         for view, cur in zip(reading, cursors, strict=True):
@@ -668,10 +672,11 @@ def statements(schema: str, priority: str, views: Sequence[View], *, feed: bool)
             made[f"composites {fact.name}"] = _sql.composites(schema, fact)
     for view in views:
         all_facts = ALL if feed and view.name == profiles.name else 0
-        made[f"refresh {view.name}"] = _sql.refresh(
+        refresh = _sql.refresh(
             view, schema, priority, mask_of(view.reads, views), feed=feed, all_facts=all_facts,
             crowded=view.name == metrics.name and schema != SCRATCH,
         )  # fmt: skip
+        made[f"refresh {view.name}"] = _sql.numbered(refresh)
         if len(view.key) == 1:
             made[f"remove {view.name}"] = _sql.remove(view, schema, priority)
             made[f"read {view.name}"] = _sql.read(view, schema)

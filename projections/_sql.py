@@ -7,6 +7,7 @@ commit, and make the index of its long values anew, which took longer than a sma
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 
 from caudal.projections import _crowd, _places, _rollup
@@ -31,6 +32,7 @@ __all__ = [
     "fact_indexes",
     "folded",
     "link_indexes",
+    "numbered",
     "priority_sql",
     "prune",
     "refresh",
@@ -169,6 +171,18 @@ STAGES = (
         customer_id uuid, subject text, source text, deleted_at timestamptz, facts int, crowded boolean)""",
 )
 """Staging tables that every batch uses."""
+
+
+def numbered(statement: str) -> tuple[str, list[str]]:
+    """A statement with $1, $2 … instead of named parameters, and their names in that order, for `psycopg.RawCursor`: psycopg looks for
+    named ones anew each time in what is longer than 4 KB.
+    """
+    numbers: dict[str, int] = {}
+
+    def number(found: re.Match[str]) -> str:
+        return f"${numbers.setdefault(found[1], len(numbers) + 1)}"
+
+    return re.sub(r"%\((\w+)\)s", number, statement).replace("%%", "%"), [*numbers]
 
 
 def staging(facts: tuple[Fact, ...]) -> list[str]:

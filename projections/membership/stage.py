@@ -13,7 +13,6 @@ moment is kept by customer and bundle; so a segment that comes into another bund
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from caudal.projections import criteria
+from caudal.projections import _sql, criteria
 from caudal.projections._batch import LINKED
 from caudal.projections._publish import output_partition
 from caudal.projections._runner import mask_of, partition_count
@@ -383,19 +382,9 @@ def bundles(segments: Sequence[Segment], views: Sequence[View] = VIEWS) -> list[
         judged = criteria.judged(asked, LIVE) if has_criteria else criteria.Sql(_LISTED, {})
         ids = {by_name[other].id for segment in part for other in named.get(segment.name, ()) if other in by_name}
         name = f"{level}.{mask:x}.{block}" if has_criteria else f"lists.{block}"
-        statement, names = _numbered(_JUDGE.format(judged=judged.text))
+        statement, names = _sql.numbered(_JUDGE.format(judged=judged.text))
         made.append(_Bundle(name, part, level, mask, statement, names, judged.parameters, ids))
     return sorted(made, key=lambda bundle: bundle.level)
-
-
-def _numbered(statement: str) -> tuple[str, list[str]]:
-    """A statement with $1, $2 … instead of named parameters, and their names in that order."""
-    numbers: dict[str, int] = {}
-
-    def number(found: re.Match[str]) -> str:
-        return f"${numbers.setdefault(found[1], len(numbers) + 1)}"
-
-    return re.sub(r"%\((\w+)\)s", number, statement).replace("%%", "%"), [*numbers]
 
 
 def _mask(condition: criteria.Condition, views: Sequence[View]) -> int:
