@@ -287,6 +287,7 @@ def test_sizes_of_segments_are_read_back_from_their_history(make, conn, vip):
     buyers = conn.execute("SELECT count(*) FROM live.segment_members WHERE segment = 'buyers'").fetchone()
     assert (today["vip"], today["buyers"]) == (3, buyers[0])
     sizes = [row["customers"] for row in make("segments", segment="buyers").rows]
+    conn.execute("DELETE FROM hub.built_in_history")  # other tests ask for sizes, too
     assert sizes == [buyers[0], buyers[0] - 1, buyers[0], buyers[0]], "from the first change that was noted"
 
 
