@@ -18,6 +18,7 @@ import orjson
 import pyarrow as pa
 from caudal.projections._view import View
 from caudal.schemas.codec import Codec, arrow_schema
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from caudal import kafka, telemetry
 from caudal.errors import BrokerUnavailable
@@ -84,15 +85,9 @@ class Publisher:
     def __init__(self, settings: KafkaSettings, codec: Codec, *, session_ms: int) -> None:
         """Publisher of a member of the consumer group whose session times out after `session_ms`."""
         self._patience_s = self._quiet_s = session_ms / 2000
-        self._producer = kafka.producer(
-            settings,
-            **{
-                "message.timeout.ms": int(session_ms * 0.45),  # with the patience less than the session
-                "queue.buffering.max.messages": 1_000_000,
-                "delivery.report.only.error": True,
-            },
-        )
         self._settings = settings
+        self._timeout_ms = int(session_ms * 0.45)  # with the patience less than the session
+        self._producer = self._connect()
         self._codec = codec
         self._jobs: deque[_Job] = deque()
         """Under way, in order; only the methods append and remove, only the thread sets `done`."""
@@ -160,10 +155,14 @@ class Publisher:
         Raises:
             BrokerUnavailable: not acknowledged in time.
         """
-        job = _Job([])
-        for key, value, code in letters:
-            self._producer.produce(topic, key=key, value=value, headers={"code": code}, on_delivery=job.refused)
-        if self._producer.flush(30) or job.failed:
+        job, producer = _Job([]), self._producer
+        try:
+            for key, value, code in letters:
+                producer.produce(topic, key=key, value=value, headers={"code": code}, on_delivery=job.refused)
+        except (BufferError, KafkaException) as exc:
+            job.failed.append(type(exc).__name__)
+        if producer.flush(30) or job.failed:
+            self._producer = self._connect()  # see _work
             raise BrokerUnavailable("Kafka did not take the dead letters")
 
     @property
@@ -179,6 +178,16 @@ class Publisher:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(5)
+
+    def _connect(self) -> Producer:
+        return kafka.producer(
+            self._settings,
+            **{
+                "message.timeout.ms": self._timeout_ms,
+                "queue.buffering.max.messages": 1_000_000,
+                "delivery.report.only.error": True,
+            },
+        )
 
     # ---- the thread
 
@@ -203,6 +212,9 @@ class Publisher:
                     broken = True
             while self._producer.flush(0.2) and not self._closing:
                 self._look()
+            if broken or any(job.failed for job in jobs):
+                # a fatal error ends an idempotent producer for good, and none of them tells that it had one: the next takes a new one
+                self._producer = self._connect()
             telemetry.BATCH_SECONDS.labels("publish").observe(time.perf_counter() - started)
             with self._changed:
                 for job in jobs:
@@ -240,7 +252,10 @@ class Publisher:
         deadline = time.monotonic() + 30
         while messages:
             self._producer.produce_batch(topic, messages, on_delivery=job.refused)
-            messages = [{"key": m["key"], "value": m["value"]} for m in messages if "_error" in m]
+            refused = [m for m in messages if "_error" in m]
+            if ended := next((m["_error"] for m in refused if m["_error"].code() != KafkaError._QUEUE_FULL), None):
+                raise BrokerUnavailable(f"Kafka takes no change messages: {ended.name()}")
+            messages = [{"key": m["key"], "value": m["value"]} for m in refused]
             if messages and time.monotonic() > deadline:
                 raise BrokerUnavailable("Kafka takes no change messages: the queue stays full")
             if messages:

@@ -1,0 +1,80 @@
+"""The thread that publishes, with producers made up: how a producer ends can't be brought about on a real broker at will."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from caudal.projections import _publish
+from caudal.projections._publish import Change, Publisher
+from caudal.projections._schema import VIEWS
+from confluent_kafka import KafkaError
+
+from caudal.errors import BrokerUnavailable
+from caudal.settings import KafkaSettings
+
+
+class _Producer:
+    """Takes what it gets, or has had a fatal error."""
+
+    def __init__(self, *, ended: bool) -> None:
+        self.ended = ended
+        self.taken: list[bytes] = []
+
+    def produce_batch(self, _topic: str, messages: list[dict[str, Any]], on_delivery: Any) -> None:
+        for message in messages:
+            if self.ended:
+                message["_error"] = KafkaError(KafkaError._FATAL)
+            else:
+                self.taken.append(message["key"])
+
+    def produce(self, _topic: str, *, key: bytes, on_delivery: Any, **_: Any) -> None:
+        if self.ended:
+            on_delivery(KafkaError(KafkaError._FATAL), None)
+        else:
+            self.taken.append(key)
+
+    def flush(self, _timeout_s: float) -> int:
+        return 0
+
+    def poll(self, _timeout_s: float) -> int:
+        return 0
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The producers that were made: the first one ends, those after it take all."""
+    producers: list[_Producer] = []
+
+    def connect(*_: Any, **__: Any) -> _Producer:
+        producers.append(_Producer(ended=not producers))
+        return producers[-1]
+
+    monkeypatch.setattr(_publish.kafka, "producer", connect)
+    return producers
+
+
+@pytest.fixture
+def publisher(made):
+    with_no_codec: Any = None
+    one = Publisher(KafkaSettings(topic_prefix="t."), with_no_codec, session_ms=60_000)
+    yield one
+    one.close()
+
+
+def test_after_a_fatal_error_changes_are_published_by_another_producer(made, publisher):
+    gone = [Change(next(view for view in VIEWS if view.topic), 7, list, ["ana"])]
+    publisher.publish(gone, made=_publish.time.monotonic())
+    with pytest.raises(BrokerUnavailable):
+        publisher.confirmed(wait_s=30)
+    publisher.publish(gone, made=_publish.time.monotonic())
+    assert publisher.confirmed(wait_s=30) == [7]
+    assert made[-1].taken == [b"ana"]
+
+
+def test_after_a_fatal_error_dead_letters_are_written_by_another_producer(made, publisher):
+    letters = [(b"1", b"letter", "code")]
+    with pytest.raises(BrokerUnavailable):
+        publisher.put_aside("t.dead.letters", letters)
+    publisher.put_aside("t.dead.letters", letters)
+    assert made[-1].taken == [b"1"]
