@@ -221,19 +221,32 @@ class _Query:
             return f"""
                 SELECT p.customer_id, NULL::text AS key{columns} FROM {self.source} WHERE {self.matches()} {after}
                 ORDER BY p.customer_id LIMIT {self.asked.limit + 1}"""
-        name, descending = self.asked.sort.removeprefix("-"), self.asked.sort.startswith("-")
+        key, type_, order = self._sorted_by(self.asked.sort)
+        after = self._after(key, type_, ">" if order == "ASC" else "<")
+        return f"""
+            SELECT p.customer_id, {key}::text AS key{columns} FROM {self.source} WHERE {self.matches()} {after}
+            ORDER BY {key} {order} NULLS LAST, p.customer_id LIMIT {self.asked.limit + 1}"""
+
+    def all(self) -> str:
+        """Everyone, sorted."""
+        columns = "".join(f", {sql} AS c{n}" for n, (_, sql) in enumerate(self.columns))
+        first = ""
+        if self.asked.sort is not None:
+            key, _, order = self._sorted_by(self.asked.sort)
+            first = f"{key} {order} NULLS LAST, "
+        return f"SELECT p.customer_id{columns} FROM {self.source} WHERE {self.matches()} ORDER BY {first}p.customer_id"
+
+    def _sorted_by(self, sort: str) -> tuple[str, str, str]:
+        """The key of a sort, its SQL type, and its direction."""
         try:
-            found, part = tree.field_of(name, FIELDS)
+            found, part = tree.field_of(sort.removeprefix("-"), FIELDS)
         except tree.BadCriteria as exc:
             raise BadSearch(exc.message, path="sort") from None
         if found.kind in {"list", "codes"}:
             raise BadSearch("a list can't be sorted by", path="sort")
         type_ = _SORT_TYPES.get(found.kind, "numeric")
         key = f"(({self._compiler.expression(found, part)})::{type_})"
-        after = self._after(key, type_, ">" if not descending else "<")
-        return f"""
-            SELECT p.customer_id, {key}::text AS key{columns} FROM {self.source} WHERE {self.matches()} {after}
-            ORDER BY {key} {"DESC" if descending else "ASC"} NULLS LAST, p.customer_id LIMIT {self.asked.limit + 1}"""
+        return key, type_, "DESC" if sort.startswith("-") else "ASC"
 
     def _after(self, key: str | None, type_: str = "", beyond: str = "") -> str:
         if self.asked.after is None:
@@ -336,13 +349,9 @@ class Search:
         async with self._snapshot() as (conn, indexed, _):
             await check_names(conn, asked.criteria)
             query = _Query(asked, shape=criteria.SCAN, indexed=indexed)
-            columns = "".join(f", {sql} AS c{n}" for n, (_, sql) in enumerate(query.columns))
-            statement = (
-                f"SELECT p.customer_id{columns} FROM {query.source} WHERE {query.matches()} ORDER BY p.customer_id"
-            )
             names = ("customer_id", *asked.fields)
             async with conn.cursor(name="export") as cursor:
-                await cursor.execute(statement, query.parameters)
+                await cursor.execute(query.all(), query.parameters)
                 while rows := await cursor.fetchmany(2_000):
                     yield [dict(zip(names, row, strict=True)) for row in rows]
 

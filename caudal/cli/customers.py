@@ -137,6 +137,7 @@ def search(
     ] = None,
     sort: Annotated[str | None, typer.Option(help="A field, `-` before it for descending.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=500, help="Most customers shown.")] = 50,
+    after: Annotated[str | None, typer.Option(help="Go on where a page ended: what it said.")] = None,
     field: Annotated[str | None, typer.Option(help="Fields shown, comma-separated.")] = None,
     count: Annotated[bool, typer.Option("--count", help="Say how many there are.")] = False,
     facet: Annotated[
@@ -153,7 +154,7 @@ def search(
     from caudal.serving._search import DEFAULT_FIELDS, Searched
 
     asked = Searched(
-        criteria=read(where) if where else None, text=" ".join(words) if words else None, sort=sort, limit=limit, count=count,
+        criteria=read(where) if where else None, text=" ".join(words) if words else None, sort=sort, limit=limit, after=after, count=count,
         fields=_listed(field) or DEFAULT_FIELDS, facets=_listed(facet),
     )  # fmt: skip
     if export is not None:
@@ -170,6 +171,8 @@ def search(
             print(f"\n{'' if told['exact'] else 'about '}{told['value']} customers")
         for name, counted in found.data.get("facets", {}).items():
             _section((name, "customers"), [(each["value"], each["count"]) for each in counted])
+        if found.data["next"]:
+            note(f"there are more: --after {found.data['next']}")
     if not found.data["customers"]:
         raise typer.Exit(NEGATIVE)
 

@@ -36,7 +36,7 @@ def link(
 ) -> None:
     """Print the address of a form that this customer can answer, again to correct it. Exit status 1 when there is no such customer.
 
-    The source `feedback` signs it: `caudal sources add feedback --connector feedback` makes it.
+    The source `feedback` signs it: `caudal sources add feedback --connector feedback --generate` makes it.
     """
     from pydantic import ValidationError
 

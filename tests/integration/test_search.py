@@ -192,8 +192,8 @@ def test_what_is_wrong_is_said_with_its_place(api):
 def test_everyone_found_is_exported_in_each_format(api):
     asked = {"criteria": "orders_count >= 1", "fields": "name,city,spend_minor,last_order_at,sources"}
 
-    def exported(format_: str) -> httpx.Response:
-        answer = api.http.get("/customers/search", params={**asked, "format": format_})
+    def exported(format_: str, **more: str) -> httpx.Response:
+        answer = api.http.get("/customers/search", params={**asked, **more, "format": format_})
         assert answer.status_code == 200
         assert f"customers.{format_}" in answer.headers["content-disposition"]
         return answer
@@ -208,6 +208,9 @@ def test_everyone_found_is_exported_in_each_format(api):
     assert table.column("name").to_pylist() == [line["name"] for line in lines]
     assert table.column("sources").to_pylist()[0] == ["crm", "shop"]
     assert table.column("last_order_at").to_pylist()[0] == datetime.fromisoformat(lines[0]["last_order_at"])
+    names = [json.loads(line)["name"] for line in exported("ndjson", sort="-name").text.splitlines()]
+    assert names == ["Zoë O'Neil", "Rui Costa", "Maria Souza", "João da Silva"]
+    assert api.refused(format="csv", sort="nme")["path"] == "sort"
 
 
 def test_the_index_follows_the_profiles(conn):
@@ -270,6 +273,11 @@ def test_the_command_searches_and_exports(settings, conn, tmp_path):
     assert caudal("--where", 'city = "Recife"', "--export", "some.csv").returncode == 0
     rows = list(csv.DictReader(io.StringIO((tmp_path / "some.csv").read_text())))
     assert [row["name"] for row in rows] == ["Maria Souza", "Ana Silva"]
+    page = caudal("--where", 'city = "Recife"', "--sort", "name", "--limit", "1")
+    assert "Ana Silva" in page.stdout
+    following = caudal("--where", 'city = "Recife"', "--sort", "name", "--limit", "1", *page.stderr.split()[-2:])
+    assert "Maria Souza" in following.stdout
+    assert following.stderr == ""
     wrong = caudal("--where", 'citty = "Recife"')
     assert wrong.returncode == 65
     assert "character 1: unknown field" in wrong.stderr
