@@ -189,8 +189,8 @@ def secrets_path(settings: Settings) -> Path:
     return settings.secrets_file or settings.home / "secrets.toml"
 
 
-def store_secret(settings: Settings, name: str, value: str) -> None:
-    """Put a secret into the secrets file, readable by its owner only.
+def store_secret(settings: Settings, name: str, value: str) -> bool:
+    """Put a secret into the secrets file, readable by its owner only; False when it is there already.
 
     Raises:
         BadSettings: the file can't be read or written, or the name doesn't fit.
@@ -200,9 +200,12 @@ def store_secret(settings: Settings, name: str, value: str) -> None:
     if "secrets" not in document:
         document["secrets"] = tomlkit.table()
     table: Any = document["secrets"]
+    if table.get(name) == value:
+        return False
     table[name] = value
     _check_secrets(_table(document, "secrets", path), path)
     _write(path, tomlkit.dumps(document), mode=0o600)
+    return True
 
 
 class Watch:

@@ -226,7 +226,7 @@ class Prover(Runner):
         finally:
             self._statements = own
         cur.execute(
-            "INSERT INTO hub.segment_touched (customer_id, facts) SELECT unnest(%s::text[])::uuid, %s",
+            "INSERT INTO hub.segment_touched (customer_id, facts, cause) SELECT unnest(%s::text[])::uuid, %s, 'rebuild'",
             (sorted(customers), ALL),
         )
         cur.execute("UPDATE hub.outbox SET rebuilt = true WHERE id = ANY(%s)", ([c.outbox for c in changes],))

@@ -271,6 +271,7 @@ class Publisher:
         columns: dict[str, Sequence[Any]] = dict(zip((*names, "version"), zip(*rows, strict=True), strict=True))
         if segments:
             columns["change"] = tuple("entered" if e else "left" for e in columns.pop("entered"))
+            columns["cause"] = tuple(cause or ("rebuild" if rebuilt else "links") for cause in columns["cause"])
         if "custom" in columns:
             columns["custom"] = [{k: _text(v) for k, v in (value or {}).items()} for value in columns["custom"]]
         columns |= {"rebuilt": (rebuilt,) * len(rows), "changed_at": (datetime.now(UTC),) * len(rows)}

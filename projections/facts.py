@@ -95,20 +95,18 @@ def _order_of(record: Record) -> list[Record]:
     return [{**record, **arrays}]
 
 
-def _json(column: str) -> dict[str, Any]:
-    """The options of a fact that keeps a field as JSON."""
+def _json(column: str, kind: type[dict[str, Any]] | type[list[Any]]) -> dict[str, Any]:
+    """The options of a fact that keeps a field, a map or an array, as JSON."""
+
+    def text(value: Any) -> str | None:
+        return None if value is None else orjson.dumps(kind(value)).decode()
 
     def reshape(batch: pa.RecordBatch) -> pa.RecordBatch:
-        values = [
-            None if v is None else orjson.dumps(dict(v) if v and isinstance(v[0], tuple) else v).decode()
-            for v in batch.column(column).to_pylist()
-        ]
+        values = [text(value) for value in batch.column(column).to_pylist()]  # of a map, a list of (key, value)
         return batch.set_column(batch.schema.get_field_index(column), column, pa.array(values, pa.string()))
 
     def reshape_one(record: Record) -> list[Record]:
-        value = record[column]
-        # by the column an empty map is an empty list
-        return [{**record, column: None if value is None else orjson.dumps(value or []).decode()}]
+        return [{**record, column: text(record[column])}]
 
     return {"reshape": reshape, "reshape_one": reshape_one, "more": (Column(column, "jsonb", column),)}
 
@@ -155,14 +153,14 @@ FACTS = (
         "feedback",
         "FeedbackStated",
         ("feedback_id", "source"),
-        **_json("answers"),
+        **_json("answers", list),
         indexes=("subject",),
     ),
     Fact.of(
         "interactions",
         "InteractionRecorded",
         ("interaction_id", "source"),
-        **_json("properties"),
+        **_json("properties", dict),
         indexes=("subject",),
     ),
     Fact.of("corrections", "FieldCorrected", ("subject", "field")),

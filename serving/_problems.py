@@ -68,7 +68,8 @@ def _invalid(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
     # the faulty values stay out: a lookup carries personal data
     errors = [{"where": ".".join(str(part) for part in e["loc"]), "fault": e["msg"]} for e in exc.errors()]
-    return response(Problem(422, "invalid_parameters", "a parameter doesn't fit", errors=errors))
+    detail = "; ".join(f"{e['where'].partition('.')[2] or e['where']}: {e['fault']}" for e in errors)
+    return response(Problem(422, "invalid_parameters", detail, errors=errors))
 
 
 def _http(_request: Request, exc: Exception) -> Response:

@@ -281,8 +281,8 @@ class MembershipChange(_Shape):
     at: datetime
     version: int | None = Field(description="Of the segment's criteria; null for a built-in segment.")
     cause: str = Field(
-        description="The event's id; `time`; `definition`: criteria or list changed; of built-in segments `rebuild`,"
-        " or `links`: accounts went from one customer to another."
+        description="The event's id; `time`; `definition`: criteria or list changed; `links`: accounts went from one customer"
+        " to another; `rebuild`."
     )
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "bug",
     "compact",
     "complain",
+    "counted",
     "emit",
     "emit_line",
     "examples",
@@ -116,6 +117,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 def compact(value: Any) -> str:
     """A value on one line, as short as JSON can be."""
     return json.dumps(value, ensure_ascii=False, default=_plain, separators=(",", ":"))
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 customer`, `2 customers`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def note(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from caudal.cli._output import NEGATIVE, Json, compact, emit, examples, note, resolved, table
+from caudal.cli._output import NEGATIVE, Json, compact, counted, emit, examples, note, resolved, table
 
 if TYPE_CHECKING:
     from caudal.serving._read import Answer, Customers, Missing, Timeline
@@ -168,9 +168,9 @@ def search(
         table(("customer", *asked.fields), rows)
         if count:
             told = found.data["count"]
-            print(f"\n{'' if told['exact'] else 'about '}{told['value']} customers")
-        for name, counted in found.data.get("facets", {}).items():
-            _section((name, "customers"), [(each["value"], each["count"]) for each in counted])
+            print(f"\n{'' if told['exact'] else 'about '}{counted(told['value'], 'customer')}")
+        for name, values in found.data.get("facets", {}).items():
+            _section((name, "customers"), [(each["value"], each["count"]) for each in values])
         if found.data["next"]:
             note(f"there are more: --after {found.data['next']}")
     if not found.data["customers"]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from caudal.cli._output import Json, emit, examples, note, resolved, table
+from caudal.cli._output import Json, counted, emit, examples, note, resolved, table
 
 __all__ = ["app"]
 
@@ -39,7 +39,7 @@ def load(
     postgres.migrate(settings.postgres)
     with postgres.translated(), postgres.connect(settings.postgres, role="rates") as conn:
         known = rates.load(conn, settings.base_currency, found)
-    note(f"{len(found)} rates to {settings.base_currency} loaded; {known} are known")
+    note(f"{counted(len(found), 'rate')} to {settings.base_currency} loaded; known in all: {known}")
 
 
 @app.command("list", epilog=examples("caudal rates list", "caudal rates list --json | jq .missing"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caudal.cli import verify
-from caudal.cli._output import Json, emit, examples, note, resolved, table
+from caudal.cli._output import Json, counted, emit, examples, note, resolved, table
 
 if TYPE_CHECKING:
     from caudal.projections.replay import Record
@@ -331,13 +331,13 @@ def _show(record: Record) -> None:
                 note(f"  {name}, {what.replace('_', ' ')}: {', '.join(view[what])}")
     for name, count in diff.get("rollups", {}).items():
         if count:
-            note(f"  rollup {name}: {count:,} rows differ")
+            note(f"  rollup {name}: {counted(count, 'differing row')}")
     moved = {n: s for n, s in diff.get("segments", {}).items() if s["before"] != s["after"]}
     if moved:
         table(("segment", "customers", "customers after"), [(n, s["before"], s["after"]) for n, s in moved.items()])
     _show_customers(diff)
     if diff.get("live_behind_events"):
-        note(f"the live views are {diff['live_behind_events']:,} events behind: their changes are among these")
+        note(f"the live views are {counted(diff['live_behind_events'], 'event')} behind: their changes are among these")
 
 
 def _show_customers(diff: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import typer
 
-from caudal.cli._output import NEGATIVE, Json, emit, examples, note, resolved, table
+from caudal.cli._output import NEGATIVE, Json, counted, emit, examples, note, resolved, table
 
 __all__ = ["app"]
 
@@ -25,7 +25,7 @@ def refresh() -> None:
     if found is None:
         note("nothing was computed: somebody else does it, or there are no views yet")
         raise typer.Exit(NEGATIVE)
-    note(f"scores of {found['customers']} customers computed in {found['seconds']} s")
+    note(f"scores of {counted(found['customers'], 'customer')} computed in {found['seconds']} s")
 
 
 @app.command(epilog=examples("caudal scores show", "caudal scores show --json | jq .calibration"))

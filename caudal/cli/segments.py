@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from caudal.cli._output import NEGATIVE, Json, emit, examples, note, resolved, table
+from caudal.cli._output import NEGATIVE, Json, counted, emit, examples, note, resolved, table
 from caudal.cli.criteria import read as read_criteria
 from caudal.cli.customers import follow, views_needed
 
@@ -67,7 +67,7 @@ def show(name: Name, as_json: Json = False) -> None:
     if as_json:
         emit({**found, **before})
         return
-    print(f"{name}: {found['kind']}, {found['state']}, {found['size']} members")
+    print(f"{name}: {found['kind']}, {found['state']}, {counted(found['size'], 'member')}")
     if found["changed_by"]:
         print(f"last changed {found['changed_at']:%Y-%m-%d %H:%M:%S} by {found['changed_by']}")
     if found["progress"] is not None:
@@ -401,4 +401,4 @@ def _show_overlap(found: dict[str, Any]) -> None:
 
 
 def _many(count: int, *, exact: bool) -> str:
-    return f"{'' if exact else 'about '}{count} customers"
+    return f"{'' if exact else 'about '}{counted(count, 'customer')}"

@@ -25,6 +25,7 @@ app = typer.Typer(help="Systems that send to this hub: add, list, remove.", no_a
         "pass show shopify | caudal sources add shop-br --connector shopify --secret -",
         "caudal sources add crm --connector hubspot --public-url https://hooks.example.com/in/crm",
         "caudal sources add help --connector zendesk --secret-name help-old --secret-name help-new",
+        "caudal sources add feedback --connector feedback --generate",
     )
 )
 def add(
@@ -50,10 +51,14 @@ def add(
     from pydantic import ValidationError
 
     from caudal import connectors, sources
+    from caudal.connectors import feedback
     from caudal.errors import BadSettings
 
+    if secret is not None and generate:
+        raise typer.BadParameter("give either --secret or --generate")
     configured = settings()
-    connectors.get(connector)
+    if connectors.get(connector) is feedback.connector and name != feedback.SOURCE:
+        raise BadSettings(f"source {name}: the source of the connector feedback is named {feedback.SOURCE}")
     try:
         source = sources.Source.model_validate(
             {
@@ -73,14 +78,16 @@ def add(
         )
         raise BadSettings(f"source {name}: {faults}") from None
     value = sys.stdin.readline().strip() if secret == "-" else secret  # noqa: S105 - the mark for standard input
-    generated = random.token_urlsafe(32) if generate and not value else None
+    if value == "":
+        raise typer.BadParameter("the secret is empty")
+    generated = random.token_urlsafe(32) if generate else None
     changed = sources.add(configured, source)
-    if stored := value or generated:
-        sources.store_secret(configured, source.secrets[-1], stored)
+    stored = value or generated
+    secret_changed = stored is not None and sources.store_secret(configured, source.secrets[-1], stored)
     answer = {
         "name": name,
         "connector": connector,
-        "changed": changed,
+        "changed": changed or secret_changed,
         "address": _address(configured, source),
         "secret_variables": [sources.secret_variable(each) for each in source.secrets],
         "secret_set": _has_secret(configured, name),
@@ -90,8 +97,16 @@ def add(
         emit(answer)
         return
     print(f"{'saved' if changed else 'unchanged'}: {name} ({connector}) in {configured.config_file}")
-    print(f"send its webhooks to {answer['address']}")
-    if generated:
+    if value:
+        kept = f"secret {source.secrets[-1]} in {sources.secrets_path(configured)}"
+        print(f"{'saved' if secret_changed else 'unchanged'}: {kept}")
+    if name == feedback.SOURCE:
+        print(f"customers answer at {answer['address']}; `caudal feedback link` makes their links")
+    else:
+        print(f"send its webhooks to {answer['address']}")
+    if generated and name == feedback.SOURCE:
+        print("its secret is made up and kept; nobody else needs it")
+    elif generated:
         print(f"its secret, shown only now: {generated}")
     elif not answer["secret_set"]:
         note(f"its secret is missing: set {sources.secret_variable(source.secrets[0])}, or use --secret -")
@@ -134,10 +149,13 @@ def remove(name: Annotated[str, typer.Argument(help="The source's name.")]) -> N
 
 
 def _address(configured: Settings, source: Source) -> str:
+    from caudal.connectors import feedback
+
     if source.public_url:
         return source.public_url
     base = configured.edge.public_url or f"http://{configured.edge.host}:{configured.edge.port}"
-    return f"{base.rstrip('/')}/in/{source.name}"
+    path = feedback.PATH if source.connector == feedback.connector.name else f"/in/{source.name}"
+    return f"{base.rstrip('/')}{path}"
 
 
 def _has_secret(configured: Settings, name: str) -> bool:

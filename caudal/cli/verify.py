@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caudal.cli._output import NEGATIVE, Json, compact, emit, examples, note, resolved, table
+from caudal.cli._output import NEGATIVE, Json, compact, counted, emit, examples, note, resolved, table
 
 if TYPE_CHECKING:
     from caudal.projections import Prover
@@ -65,11 +65,12 @@ def verify(
         emit({**findings.plain(), **({"offsets": told["offsets"], "digests": told["tables"]} if told else {})})
     else:
         _show([plain(difference) for difference in findings.differences])
-        note(
-            f"{findings.customers:,} customers proved, {findings.differing:,} differ in {findings.rows:,} rows"
+        end = (
+            f"; {counted(findings.rows, 'differing row')} of {counted(findings.differing, 'customer')}"
             if findings.rows
-            else f"{findings.customers:,} customers proved: every row is what the log says"
+            else ": every row is what the log says"
         )
+        note(f"{counted(findings.customers, 'customer')} proved{end}")
     if findings.rows:
         raise typer.Exit(NEGATIVE)
 
@@ -94,7 +95,8 @@ def rebuild_customer(customer: uuid.UUID, *, dry_run: bool, as_json: bool) -> No
     else:
         _show(differences)
         end = "put right" if found.repaired else "not changed" if differences else "every row is what the log says"
-        note(f"{found.events:,} events of {len(found.subjects)} subjects, {len(differences)} rows differ: {end}")
+        read = f"{counted(found.events, 'event')} of {counted(len(found.subjects), 'subject')}"
+        note(f"{read}, {counted(len(differences), 'differing row')}: {end}")
     if differences and dry_run:
         raise typer.Exit(NEGATIVE)
 

@@ -55,7 +55,7 @@ NOTES = 20_000
 BUNDLE_BITS = 8
 """Segments whose ids differ in these last bits only may be judged by one statement: its columns have to stay within PostgreSQL's 1,664."""
 NOBODY = UUID(int=0)
-BY_TIME, BY_DEFINITION = "time", "definition"
+BY_TIME, BY_DEFINITION, BY_LINKS = "time", "definition", "links"
 
 
 @dataclass(frozen=True)
@@ -410,9 +410,9 @@ _TAKE = f"""
         WHERE ctid = ANY (ARRAY(SELECT place FROM notes WHERE customer_id IN (SELECT customer_id FROM chosen)))
         RETURNING customer_id, facts, cause
     )
-    SELECT customer_id::text, bit_or(facts), coalesce(max(cause), '{BY_DEFINITION}') FROM taken GROUP BY customer_id
+    SELECT customer_id::text, bit_or(facts), coalesce(max(cause), '{BY_LINKS}') FROM taken GROUP BY customer_id
 """
-"""Many notes of the same customers are one judgement."""
+"""Many notes of the same customers are one judgement. A note without a cause: accounts went from one customer to another."""
 _DUE = """
     WITH gone AS (
         DELETE FROM hub.segment_due WHERE at <= %(now)s AND bundle <> ALL (%(bundles)s::text[])

@@ -166,6 +166,29 @@ def test_who_fits_after_an_event_enters_and_the_event_is_the_cause(world: World)
     ]
 
 
+def test_history_and_topic_say_links_of_whoever_lost_an_account_and_name_the_event_of_whoever_got_it(
+    world: World,
+) -> None:
+    world.define("my-buyers", "bought()")
+    world.happens(world.profile(0), world.profile(1))
+    order = world.order(0)
+    world.happens(order)
+    world.settle()
+    moved = ProfileStated(**world.header(1, subject=0, seq=2), name="Ana")
+    world.happens(moved)
+    world.settle()
+    told = [("entered", 0, order.event_id), ("left", 0, "links"), ("entered", 1, moved.event_id)]
+    assert world.published()
+    noted = on_topic(world.settings, world.codec, kafka.SEGMENTS)
+    for segment in ("my-buyers", "buyers"):
+        heard = [(v["change"], PEOPLE.index(v["customer_id"]), v["cause"]) for _, v in noted if v["segment"] == segment]
+        assert sorted(heard) == sorted(told)
+    assert sorted((("left", "entered")[entered], who, cause) for who, _, entered, cause in world.moves()) == sorted(
+        told
+    )
+    assert world.built_in(0) == [("buyers", True, order.event_id), ("buyers", False, "links")]
+
+
 def test_only_segments_that_read_what_was_touched_are_judged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.define("my-recife", 'city = "Recife"')
     world.define("my-buyers", "bought()")
@@ -368,6 +391,9 @@ def test_everyone_is_judged_again_after_a_swap(world: World) -> None:
     world.settle()
     assert world.members("my-buyers") == {0}
     assert world.built_in(0)[1:] == [("buyers", True, "rebuild")], "the log doesn't tell what was told, so it goes on"
+    assert world.published()
+    told = [v for _, v in on_topic(world.settings, world.codec, kafka.SEGMENTS) if v["segment"] == "buyers"]
+    assert (told[-1]["change"], told[-1]["cause"], told[-1]["rebuilt"]) == ("entered", "rebuild", True)
 
 
 def test_one_stage_does_it_and_another_takes_over(world: World) -> None:

@@ -118,7 +118,7 @@ def statements(draw: st.DrawFn) -> Event:
             **header,
             interaction_id=draw(ids),
             kind=draw(st.sampled_from(["email.sent", "email.opened"])),
-            properties={"k": draw(words)},
+            properties=draw(st.sampled_from([{}, {"k": draw(words)}])),
         )
     if kind == "correct":
         return FieldCorrected(

@@ -220,6 +220,14 @@ async def test_parameters_that_do_not_fit_are_named(http, may, path):
     problem(await http.get(path, headers=may()), 422, "invalid_parameters")
 
 
+@pytest.mark.parametrize(
+    ("query", "named"), [("by=fortnight", "by: "), ("from=yesterday", "from: "), ("limit=0", "limit: ")]
+)
+async def test_the_detail_names_the_parameter_and_what_would_fit(http, may, query, named):
+    document = problem(await http.get(f"/reports/sales?{query}", headers=may()), 422, "invalid_parameters")
+    assert document["detail"].startswith(named)
+
+
 @pytest.mark.parametrize("query", ["email=joana", "phone=12", "cpf=11111111111", "cnpj=00", "subject="])
 async def test_an_identifier_that_cannot_be_one_is_refused_without_repeating_it(http, may, query):
     answer = await http.get(f"/customers?{query}", headers=may())

@@ -279,6 +279,24 @@ def test_a_secret_is_read_from_standard_input_and_never_shown(caudal):
     assert "hush" not in caudal("sources", "list").stdout
 
 
+def test_a_secret_that_changes_is_said_to_be_saved_though_the_source_is_the_same(caudal):
+    add = ("sources", "add", "crm", "--connector", "hubspot", "--secret", "-")
+    told = [caudal(*add, stdin=f"{secret}\n").stdout for secret in ("first", "second", "second")]
+    assert [[line.split(":")[0] for line in each.splitlines()[:2]] for each in told] == [
+        ["saved", "saved"], ["unchanged", "saved"], ["unchanged", "unchanged"],
+    ]  # fmt: skip
+    assert caudal(*add, stdin="\n").returncode == 2
+    assert caudal(*add, "--generate", stdin="x\n").returncode == 2
+
+
+def test_the_source_of_own_forms_says_where_customers_answer_and_how_links_are_made(caudal):
+    made = caudal("sources", "add", "feedback", "--connector", "feedback", "--generate")
+    assert "http://127.0.0.1:8470/feedback;" in made.stdout
+    assert "caudal feedback link" in made.stdout
+    assert "webhooks" not in made.stdout
+    assert caudal("sources", "add", "forms", "--connector", "feedback").returncode == 78
+
+
 def test_a_generated_secret_is_shown_once(caudal):
     made = json.loads(caudal("sources", "add", "crm", "--connector", "hubspot", "--generate", "--json").stdout)
     assert len(made["secret"]) >= 32

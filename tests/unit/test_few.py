@@ -9,6 +9,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from caudal.projections import _batch, _few, _publish
 from caudal.projections.profiles import FIELDS
@@ -99,3 +100,20 @@ def test_changed_rows_are_encoded_alike_whether_they_are_few_or_many(name: str) 
     columns = {field: [row[field] for row in rows] for field in rows[0]}
     few = [_publish.encoded(CODEC, "t", name, {f: [value] for f, value in row.items()}) for row in rows]
     assert [message for (message,) in few] == _publish.encoded(CODEC, "t", name, columns)
+
+
+def test_an_empty_map_is_an_empty_json_object_and_an_empty_array_an_empty_one():
+    facts = {fact.name: fact for fact in _batch.FACTS}
+    for name, column, type_, values, expected in (
+        ("interactions", "properties", pa.map_(pa.string(), pa.string()), [{}, {"a": "b"}], ["{}", '{"a":"b"}']),
+        ("feedback", "answers", pa.list_(pa.string()), [[], None], ["[]", None]),
+    ):
+        given = pa.RecordBatch.from_pydict(
+            {
+                column: pa.array(
+                    [v if v is None else list(v.items()) if isinstance(v, dict) else v for v in values], type_
+                )
+            }
+        )
+        assert facts[name].reshape(given).column(column).to_pylist() == expected
+        assert [row[column] for v in values for row in facts[name].reshape_one({column: v})] == expected
