@@ -17,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 from caudal.errors import DatabaseUnavailable, Fatal
 from caudal.settings import PostgresSettings
 
-__all__ = ["REFUSED", "Lock", "connect", "let_go_after", "migrate", "opened", "pool", "translated"]
+__all__ = ["REFUSED", "Lock", "connect", "let_go_after", "migrate", "opened", "pool", "transaction", "translated"]
 
 
 @unique
@@ -175,6 +175,27 @@ def migrate(settings: PostgresSettings) -> None:
         lock.execute("CREATE SCHEMA IF NOT EXISTS hub")
         with Backend(lambda: connect(settings, role="migrate")) as backend:
             backend.apply_migrations(backend.to_apply(migrations))
+
+
+@contextmanager
+def transaction(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """As `connection.transaction()`, but what is rolled back keeps its prepared statements. psycopg forgets them all then, since what
+    they name could have been made in the transaction; nothing is made or dropped in these. `psycopg.Rollback` undoes it without an error.
+    """
+    idle = psycopg.pq.TransactionStatus.IDLE
+    if connection.info.transaction_status != idle:
+        with connection.transaction():
+            yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except psycopg.Rollback:
+        pass
+    finally:
+        if not connection.closed and connection.info.transaction_status != idle:
+            connection.pgconn.exec_(b"ROLLBACK")
 
 
 @contextmanager

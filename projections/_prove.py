@@ -130,7 +130,7 @@ class Prover(Runner):
         conn = self._connection()
         self._clean(conn)
         found = Rebuilt(customer_id)
-        with conn.transaction() as transaction, conn.cursor(binary=True) as cur:
+        with postgres.transaction(conn), conn.cursor(binary=True) as cur:
             if self._define():
                 self._live = statements(LIVE, self._priority, self._views, feed=True)
             cur.execute(_SUBJECTS, {"customer": customer_id})
@@ -139,15 +139,15 @@ class Prover(Runner):
             topic = generations.topic(self._settings.kafka, generation)
             found.events = self._project(conn, cur, topic, customer_id, found.subjects)
             marked = [_sql.ERASED + subject for subject in found.subjects]
-            cur.execute(_COMPARE, {"customer": customer_id, "subjects": found.subjects + marked})
-            found.differences = [difference(customer_id, *row) for row in cur.fetchall()]
+            rows = _asked(conn, _COMPARE, {"customer": customer_id, "subjects": found.subjects + marked})
+            found.differences = [difference(customer_id, *row) for row in rows]
             customers = self._concerned(cur, found)
             if repair and found.differences and customers <= set(locked):
                 self._repair(cur, found.differences, customers)
                 cur.execute(_EMPTY)
                 found.repaired = True
             else:
-                raise psycopg.Rollback(transaction)
+                raise psycopg.Rollback
         return found, customers
 
     def _project(
@@ -169,8 +169,7 @@ class Prover(Runner):
                 break
             with conn.transaction() as attempt:
                 self._transaction(batch, set(range(STRIPES)))
-                cur.execute(_OTHERS, {"read": read, "customer": customer_id})
-                more = [subject for (subject,) in cur.fetchall()]
+                more = [subject for (subject,) in _asked(conn, _OTHERS, {"read": read, "customer": customer_id})]
                 if more:
                     raise psycopg.Rollback(attempt)
         return len(messages)
@@ -280,7 +279,7 @@ _SUBJECTS = f"""
     FROM hub.generation
 """
 
-_OTHERS = (
+_OTHERS = _sql.numbered(
     " UNION ".join(
         f"""SELECT f.subject FROM {SCRATCH}.{fact.name} s
         CROSS JOIN LATERAL (SELECT ltrim(x.subject, '{_sql.ERASED}') AS subject FROM {LIVE}.{table} x
@@ -324,7 +323,15 @@ def _compare(table: str, key: tuple[str, ...]) -> str:
                WHERE l.whole IS DISTINCT FROM r.whole"""
 
 
-_COMPARE = " UNION ALL ".join(_compare(table, key) for table, key in compared().items())
+_COMPARE = _sql.numbered(" UNION ALL ".join(_compare(table, key) for table, key in compared().items()))
+
+
+def _asked(
+    conn: psycopg.Connection[Any], numbered: tuple[str, list[str]], values: Mapping[str, Any]
+) -> list[tuple[Any, ...]]:
+    """The rows of a statement with numbered parameters."""
+    statement, names = numbered
+    return psycopg.RawCursor(conn).execute(statement, [values[name] for name in names], binary=True).fetchall()
 
 
 def difference(

@@ -290,7 +290,7 @@ class Runner:
     def _transaction(self, batch: Batch, stripes: set[int]) -> list[Change]:
         conn = self._connection()
         run = self._statements
-        with conn.transaction(), conn.cursor(binary=True) as cur:
+        with postgres.transaction(conn), conn.cursor(binary=True) as cur:
             if not batch.stages:
                 self._pass_over(cur, batch)
                 return []
