@@ -1,7 +1,8 @@
 """Feeds an agent with micro-batches: librdkafka reads in a thread of its own, and PostgreSQL says where to begin.
 
 There is no lingering: as soon as the step can take a batch, it gets whatever is waiting, so batches size themselves. At most
-`DEPTH` batches are under way, one being applied while the next is prepared. Each carries the generation of the assignment that it
+`DEPTH` batches are under way, one being applied while the next is prepared; after a small one the next is taken only when that one is
+done, for whatever arrives meanwhile costs least in the same batch. Each carries the generation of the assignment that it
 was read under and its number in it; the generation moves with every rebalance, so that what is stale is dropped, and a number
 that is missing means that a batch was lost on the way, and reading begins again at what is stored.
 """
@@ -28,6 +29,8 @@ from caudal.telemetry import LAG, Log, logger
 __all__ = ["Feed", "Pump", "Stage"]
 
 DEPTH = 2
+SMALL = 100
+"""A batch of fewer messages costs little more than one of a single message, and takes a few milliseconds to prepare."""
 IDLE_S = 0.2
 LAG_S = 1.0
 HOLD_AFTER_S = 30.0
@@ -118,6 +121,8 @@ class Pump(Service, Generic[B]):
         self._generation = 0
         self._delivered = 0
         self._applied = 0
+        self._depth = 1
+        """How many batches may be under way."""
         self._attached = False
         self._restart = False
         self._reopen = False
@@ -276,6 +281,7 @@ class Pump(Service, Generic[B]):
             return
         feed = Feed(generation, self._delivered, self._stage.prepare(messages))
         self._delivered += 1
+        self._depth = 1 if len(messages) < SMALL else DEPTH
         asyncio.run_coroutine_threadsafe(self._hand_over(feed), self._event_loop)
 
     async def _hand_over(self, feed: Feed[B]) -> None:
@@ -285,17 +291,19 @@ class Pump(Service, Generic[B]):
         """Wait until another batch may be under way; False when that takes too long or something else is to be done."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._delivered - self._applied < DEPTH or self._restart or self._paused or self._stopping,
+                lambda: (
+                    self._delivered - self._applied < self._depth or self._restart or self._paused or self._stopping
+                ),
                 HOLD_AFTER_S,
             )
-            if self._delivered - self._applied >= DEPTH and not self._at_work:
+            if self._delivered - self._applied >= self._depth and not self._at_work:
                 self._restart = True  # nobody has what was delivered
-            return self._delivered - self._applied < DEPTH or self._restart or self._stopping
+            return self._delivered - self._applied < self._depth or self._restart or self._stopping
 
     def _hold(self, consumer: Consumer) -> None:
         """Read nothing while paused or stuck, but stay in the group. Reading begins again at what is stored."""
         while not (self._stopping or self._restart or self._reopen) and (
-            self._paused or self._delivered - self._applied >= DEPTH
+            self._paused or self._delivered - self._applied >= self._depth
         ):
             consumer.pause(consumer.assignment())
             consumer.poll(IDLE_S)  # what slips through here is read again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,37 @@ async def test_everything_is_applied_once_in_order_and_then_the_step_is_idle(set
         values |= produce(settings, 200, 210)
         await until(lambda: len(step.done) == 210)
     assert set(step.done) == values
+    assert failures == []
+
+
+async def test_while_a_small_batch_is_applied_what_arrives_gathers_for_the_next(settings, monkeypatch):
+    step = Step()
+    prepared: list[int] = []
+    applied: list[int] = []
+    ahead: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def prepare(messages: Sequence[Message]) -> list[Message]:
+        prepared.append(len(messages))
+        return list(messages)
+
+    def apply(batch: list[Message]) -> None:
+        applied.append(len(batch))
+        begun.set()
+        assert go_on.wait(90)
+        ahead.append(len(prepared) - len(applied))
+        Step.apply(step, batch)
+
+    monkeypatch.setattr(step, "prepare", prepare)
+    monkeypatch.setattr(step, "apply", apply)
+    produce(settings, 0, 1)
+    async with pumping(settings, step) as (_, failures):
+        await until(begun.is_set)
+        for number in range(1, 5):
+            produce(settings, number, number + 1)
+        go_on.set()
+        await until(lambda: len(step.done) == 5)
+    assert set(ahead) == {0}
     assert failures == []
 
 
