@@ -18,10 +18,11 @@ from caudal.projections._schema import LIVE, SWAP_LOCK
 
 from caudal.postgres import Lock
 
-__all__ = ["READY", "TEXT", "due", "ensure", "refresh"]
+__all__ = ["BATCH", "READY", "TEXT", "due", "ensure", "refresh"]
 
 _LOCK = Lock.SEARCH
-_BATCH = 2_000
+BATCH = 2_000
+"""Most notes that `refresh` takes."""
 
 TEXT = (
     "hub.search_text({p}.name, {p}.email, {p}.phone, {p}.cpf, {p}.cnpj, {p}.city, {p}.other_emails, {p}.other_phones)"
@@ -61,7 +62,7 @@ _TEXTS = f"""
 """
 _TAKE = f"""
     WITH taken AS MATERIALIZED (
-        DELETE FROM {{schema}}.search_due WHERE ctid = ANY (ARRAY(SELECT ctid FROM {{schema}}.search_due LIMIT {_BATCH}))
+        DELETE FROM {{schema}}.search_due WHERE ctid = ANY (ARRAY(SELECT ctid FROM {{schema}}.search_due LIMIT {BATCH}))
         RETURNING customer_id
     ), now AS (
         SELECT t.customer_id, p.text FROM (SELECT DISTINCT customer_id FROM taken) t LEFT JOIN LATERAL (

@@ -48,6 +48,7 @@ class Indexing:
     def _keep(self, conn: psycopg.Connection[tuple[object, ...]]) -> None:
         while not self._stopping.is_set():
             search.ensure(conn)
-            while search.due(conn) and search.refresh(conn) and not self._stopping.is_set():
+            # under load something new is due after each look; the same pause as ever makes more of it one batch
+            while search.due(conn) and search.refresh(conn) == search.BATCH and not self._stopping.is_set():
                 pass
             self._stopping.wait(PAUSE_S)
