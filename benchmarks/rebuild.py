@@ -35,8 +35,8 @@ from caudal.telemetry import configure_logging
 
 __all__ = ["measure"]
 
-EVENTS = 50_000
-"""So few that three runs end within minutes on a slow machine; `--scale 100` is a log worth the name."""
+EVENTS = 250_000
+"""So few that three runs end within minutes on a slow machine; `--scale 20` is a log worth the name."""
 BY_LIVE_PATH = 250_000
 """The live views are made by the live path, and the rebuild proves them. It would take a longer log too long: beyond so many events
 they are made by a first rebuild.
@@ -86,6 +86,11 @@ def _process() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+def _up() -> int:
+    """Its id, when it has imported what this module needs."""
+    return os.getpid()
+
+
 def _lengthen(settings: Settings, begin: int, end: int, customers: int) -> None:
     """Go on with the log."""
     registry = Registry(settings)
@@ -124,7 +129,7 @@ def _replay(settings: Settings, *, swap: bool) -> dict[str, Any]:
 def _rebuilt(one: Stage, events: int) -> dict[str, float]:
     with _process() as pool:
         of = servers()
-        pids = {"replay": pool.submit(os.getpid).result(), "postgres": of["postgres"], "kafka": of["kafka"]}
+        pids = {"replay": pool.submit(_up).result(), "postgres": of["postgres"], "kafka": of["kafka"]}
         with Watched(pids) as watched:
             told = pool.submit(_replay, one.settings, swap=True).result()
     return {
@@ -185,7 +190,7 @@ def _beside(one: Stage) -> dict[str, float]:
     with _process() as pool:
         fill(one, [statement("first", 0, known.pop())])
         wait_until(lambda: stored(one) > before, timeout_s=120, what="projection of the first event")
-        pool.submit(os.getpid).result()  # it is up
+        pool.submit(_up).result()
         sent = _sent(one, Codec(registry), known, pool.submit(_replay, one.settings, swap=False))
     wait_until(lambda: stored(one) > before + sent, timeout_s=120, what="projection of the last event")
     one.stop()
