@@ -61,11 +61,12 @@ _SESSION = (
     "enable_mergejoin = off",
     "enable_seqscan = off",
     "enable_material = off",
+    "enable_bitmapscan = off",
     "work_mem = '64MB'",
     "temp_buffers = '64MB'",
 )
 """Plans are kept and join by index: a batch is small beside the tables, and a plan that flips to scanning them would make the time of
-a batch grow with the history."""
+a batch grow with the history. A lookup finds one row or a few, for which a bitmap is made in vain."""
 
 
 @cache
@@ -146,6 +147,8 @@ class Runner:
         self._numbered = 0.0
         """When the changes of the last batch began to get their versions; see `Publisher.publish`."""
         self._staged = 0
+        self._filled: set[str] = set()
+        """Facts whose staging tables hold rows, dead or alive."""
         self._forgettable: list[int] = []
         """Outbox ids whose messages are acknowledged; they go with the next commit."""
         self._untidy = 1.0  # what an earlier worker left is put in order at once
@@ -328,12 +331,14 @@ class Runner:
     def _clear(self, cur: psycopg.Cursor[Any], batch: Batch, *, pruned: bool) -> None:
         """Empty the staging tables: those of the batch's facts, or of all when it was pruned, and the few that every batch fills."""
         self._staged += len(batch.messages)
+        used = [fact for fact in FACTS if fact.name in batch.stages or pruned]
+        self._filled |= {fact.name for fact in used}
         if self._staged < CLEAR_AFTER:
-            for name in ("", *(fact.name for fact in FACTS if fact.name in batch.stages or pruned)):
+            for name in ("", *(fact.name for fact in used)):
                 cur.execute(self._statements[f"clear {name}"])
-        else:
-            cur.execute("TRUNCATE " + ", ".join(_sql.staging(FACTS)))
-            self._staged = 0
+        else:  # the others are spared: each costs the file system three new files
+            cur.execute("TRUNCATE " + ", ".join(_sql.staging([fact for fact in FACTS if fact.name in self._filled])))
+            self._staged, self._filled = 0, set()
 
     def _stage(self, cur: psycopg.Cursor[Any], batch: Batch) -> None:
         for name, (columns, data) in batch.stages.items():

@@ -185,8 +185,8 @@ def numbered(statement: str) -> tuple[str, list[str]]:
     return re.sub(r"%\((\w+)\)s", number, statement).replace("%%", "%"), [*numbers]
 
 
-def staging(facts: tuple[Fact, ...]) -> list[str]:
-    """The names of all staging tables."""
+def staging(facts: Iterable[Fact]) -> list[str]:
+    """The names of the staging tables that every batch uses, and of those of these facts."""
     return [_named(ddl) for ddl in (*STAGES, *(ddl for fact in facts for ddl in stage_ddl(fact)))]
 
 
