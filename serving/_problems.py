@@ -67,8 +67,14 @@ def _problem(_request: Request, exc: Exception) -> Response:
 def _invalid(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
     # the faulty values stay out: a lookup carries personal data
-    errors = [{"where": ".".join(str(part) for part in e["loc"]), "fault": e["msg"]} for e in exc.errors()]
-    detail = "; ".join(f"{e['where'].partition('.')[2] or e['where']}: {e['fault']}" for e in errors)
+    errors = [
+        {
+            "where": "body" if e["type"] == "json_invalid" else ".".join(str(part) for part in e["loc"]),
+            "fault": f"{e['msg']} at character {e['loc'][-1]}" if e["type"] == "json_invalid" else e["msg"],
+        }
+        for e in exc.errors()
+    ]
+    detail = "; ".join(f"{e['where'].removeprefix('query.').removeprefix('path.')}: {e['fault']}" for e in errors)
     return response(Problem(422, "invalid_parameters", detail, errors=errors))
 
 

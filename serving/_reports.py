@@ -44,7 +44,7 @@ def found(name: str) -> Report:
         UnknownReport: there is none.
     """
     if name not in REPORTS:
-        raise UnknownReport("there is no such report", hint=f"there are {', '.join(REPORTS)}")
+        raise UnknownReport(f"no report is named {name[:80]!r}", hint=f"there are {', '.join(REPORTS)}")
     return REPORTS[name]
 
 

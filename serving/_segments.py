@@ -278,7 +278,11 @@ class Segments:
         segment = await self._named(name)
         if gone := await self._missing(customer):
             return gone
-        told: dict[str, Any] = {"segment": name, "customer_id": customer}
+        told: dict[str, Any] = {
+            "segment": name,
+            "customer_id": customer,
+            "state": segment.state if segment else "live",
+        }
         if segment is None:
             [(member, last)] = await self._rows(_BUILT_IN_LAST, {"customer": customer, "segment": name})
             last = last and _change(last)
@@ -289,8 +293,12 @@ class Segments:
         told |= {"member": since is not None, "since": since, "last_change": last and _change(last)}
         if segment.condition is None:
             way = "it is taken off the list" if listed else "it is put on the list"
-            return {**told, "holds": listed, "next_look_at": None, "would_change": way, "conditions": []}
-        return told | await self._explained(segment.condition, customer)
+            told |= {"holds": listed, "next_look_at": None, "would_change": way, "conditions": []}
+        else:
+            told |= await self._explained(segment.condition, customer)
+        if segment.state in {"leaving", "archived"}:
+            told |= {"next_look_at": None, "would_change": "an edit brings the archived segment back"}
+        return told
 
     async def _explained(self, condition: Condition, customer: uuid.UUID) -> dict[str, Any]:
         """Which conditions hold of a customer, and what would turn the whole."""

@@ -322,6 +322,7 @@ class ExplainAnswer(_Shape):
 
     segment: str
     customer_id: UUID
+    state: str = Field(description="Of the segment. Nobody is in one that is `archived`, whatever holds.")
     member: bool
     since: datetime | None
     last_change: MembershipChange | None

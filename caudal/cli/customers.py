@@ -154,7 +154,8 @@ def search(
     from caudal.serving._search import DEFAULT_FIELDS, Searched
 
     asked = Searched(
-        criteria=read(where) if where else None, text=" ".join(words) if words else None, sort=sort, limit=limit, after=after, count=count,
+        criteria=read(where) if where is not None else None, text=" ".join(words) if words else None, sort=sort, limit=limit,
+        after=after, count=count,
         fields=_listed(field) or DEFAULT_FIELDS, facets=_listed(facet),
     )  # fmt: skip
     if export is not None:
@@ -191,10 +192,13 @@ def _export(asked: Searched, file: Path) -> None:
     async def write(search: Search) -> None:
         parts = encoded(format_, asked.fields, search.export(asked))
         first = await anext(parts, b"")  # a search that can't be made leaves no file
-        with file.open("wb") as out:
-            out.write(first)
-            async for piece in parts:
-                out.write(piece)
+        try:
+            with file.open("wb") as out:
+                out.write(first)
+                async for piece in parts:
+                    out.write(piece)
+        except OSError as exc:
+            raise typer.BadParameter(f"{file}: {exc.strerror}") from None
 
     _search(write)
 

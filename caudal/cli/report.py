@@ -71,9 +71,11 @@ def make(
     from caudal.serving._report_files import encoded
     from caudal.serving._reports import Reports, found
 
+    if format_ == "table" and out is not None:
+        raise typer.BadParameter("a table is printed only; choose another --format for a file")
     report = found(name)
     asked = Asked(
-        criteria=read(where) if where else None, first=_day(first), last=_day(last), by=by, currency=currency, segment=segment,
+        criteria=read(where) if where is not None else None, first=_day(first), last=_day(last), by=by, currency=currency, segment=segment,
         limit=limit, zone=time_zone,
     )  # fmt: skip
     settings = resolved()
@@ -84,11 +86,12 @@ def make(
 
     made = _views_exist(run())
     if format_ == "table":
-        if out is not None:
-            raise typer.BadParameter("a table is printed only; choose another --format for a file")
         _show(made)
     elif out is not None:
-        out.write_bytes(encoded(made, format_))
+        try:
+            out.write_bytes(encoded(made, format_))
+        except OSError as exc:
+            raise typer.BadParameter(f"{out}: {exc.strerror}") from None
     else:
         sys.stdout.buffer.write(encoded(made, format_) + (b"\n" if format_ == "json" else b""))
 

@@ -279,7 +279,9 @@ def explain(name: Name, customer_id: Id, as_json: Json = False) -> None:
             for c in found["conditions"]
         ]
         table(("holds", "condition", "may change by time", "since event"), rows)
-    if found["would_change"]:
+    if found["state"] in {"leaving", "archived"}:
+        print("\nthe segment is archived: nobody is in it until an edit brings it back")
+    elif found["would_change"]:
         print(f"\n{'leaves' if found['holds'] else 'enters'} when {found['would_change']}")
 
 

@@ -148,10 +148,10 @@ def named(conn: psycopg.Connection[Any], name: str) -> Segment:
     return of_row(row)
 
 
-def unknown(name: str, known: Sequence[str]) -> UnknownSegment:
-    """The error for a name that no segment has."""
+def unknown(name: str, known: Sequence[str]) -> BadSegment | UnknownSegment:
+    """The error for a name that no segment has, or a built-in one that can't be changed."""
     if name in SEGMENTS:
-        return UnknownSegment(f"{name} is built in", hint="it can't be changed; give yours another name")
+        return BadSegment(f"{name} is built in", hint="it can't be changed; give yours another name")
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else "`caudal segments list` shows what there is"
     return UnknownSegment("no segment has this name", hint=hint)

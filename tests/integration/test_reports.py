@@ -379,6 +379,11 @@ def test_the_command_prints_and_writes_reports(filled, tmp_path, monkeypatch):
     assert report("nps", "--format", "csv", "--out", str(tmp_path / "nps.csv")).exit_code == 0
     assert (tmp_path / "nps.csv").read_text().startswith("period,answers,promoters")
     assert "there are sales" in str(report("salles").exception)
+    nowhere = report("nps", "--format", "csv", "--out", str(tmp_path / "nowhere" / "nps.csv"))
+    assert (nowhere.exit_code, "No such file" in nowhere.stderr) == (2, True)
+    assert isinstance(report("nps", "--where", "").exception, criteria.BadCriteria), (
+        "a shell's empty variable doesn't mean everyone"
+    )
 
     shown_in_docs = re.findall(
         r"```console\n\$ caudal report (.*)\n((?:[^$`].*\n)+)```", PAGE.read_text().partition("## The reports")[2]

@@ -79,7 +79,7 @@ def test_what_cant_be_is_refused_and_leaves_nothing(conn):
         definitions.create(conn, _draft("loyal"), "ana")
     with pytest.raises(UnknownSegment, match="did you mean loyal"):
         definitions.edit(conn, "loyall", "ana")
-    with pytest.raises(UnknownSegment, match="buyers is built in"):
+    with pytest.raises(BadSegment, match="buyers is built in"):
         definitions.archive(conn, "buyers", "eva")
     assert _revisions(conn) == before
 

@@ -107,7 +107,7 @@ def test_a_segment_is_defined_edited_and_archived(http, conn):
     assert (gone["state"], gone["changed_by"]) == ("leaving", "ana")
     assert _told(http.get("/segments/buyers"), models.SegmentAnswer)["size"] == 2
     _refused(http.get("/segments/lloyal"), 404, "unknown_segment")
-    _refused(http.delete("/segments/buyers"), 404, "unknown_segment")
+    _refused(http.delete("/segments/buyers"), 422, "bad_segment")
     _refused(http.put("/segments/buyers", json={"list": True}), 422, "bad_segment")
     asked = {"criteria": 'segment("lloyal")'}
     assert _refused(http.post("/segments/preview", json=asked), 422, "bad_criteria")["path"] == "segment"
@@ -225,6 +225,10 @@ def test_explain_agrees_with_the_criteria_and_says_what_would_change_it(http, co
     assert [c["because"] and c["because"]["event_id"] for c in ana["conditions"]] == [None, None, "e1"]
     assert (rui["since"], rui["last_change"], rui["would_change"]) == (None, None, "`bought(within = 30d)` holds")
     assert zoe["would_change"] == '`city = "Recife"` holds and `bought(within = 30d)` holds'
+    http.delete("/segments/loyal")
+    gone = _told(http.get(f"/segments/loyal/explain/{ANA}"), models.ExplainAnswer)
+    assert (ana["state"], gone["state"], gone["holds"]) == ("filling", "leaving", True)
+    assert gone["would_change"] == "an edit brings the archived segment back"
     conn.execute("DELETE FROM live.metrics")
     conn.execute("INSERT INTO live.metrics (customer_id, last_nps_score) VALUES (%s, 7)", (RUI,))
     unhappy = _told(http.get(f"/segments/unhappy/explain/{RUI}"), models.ExplainAnswer)
@@ -342,7 +346,7 @@ def test_the_commands_show_who_is_in_a_segment_and_why(caudal, conn):
     caudal("create", "loyal", "--where", LOYAL)
     assert "loyal    unchanged  1" in caudal("edit", "loyal", "--where", LOYAL)
     _enter(conn, "loyal", ANA)
-    assert "loyal: criteria, filling, 1 members" in caudal("show", "loyal")
+    assert "loyal: criteria, filling, 1 member\n" in caudal("show", "loyal")
     told = caudal("explain", "loyal", str(ANA))
     assert "in loyal, entered" in told
     assert "yes    bought(within = 30d)" in told
