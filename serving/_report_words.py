@@ -55,14 +55,20 @@ def summary(result: Result) -> Iterator[str]:
     unit = result.parameters.get("by")
     for trend in result.trends:
         column = columns[trend["column"]]
-        which = " ".join(str(trend[part]) for part in result.report.parts)
-        name = f"{column.title}{f' ({which})' if which else ''}"
+        name = column.title + _which(result, trend)
         slope = f", {cell(trend['slope'], column, trend)} a {unit}" if trend["direction"] != "steady" else ""
         yield f"Trend of {name}: {trend['direction']}{slope}."
     for row in result.rows:
         for name, mark in row.get("marks", {}).items():
             if mark["anomaly"]:
                 low, high = (cell(mark[end], columns[name], row) for end in ("low", "high"))
-                yield f"{row['period']}: {columns[name].title} {cell(row[name], columns[name], row)} is out of {low} to {high}."
+                title = columns[name].title + _which(result, row)
+                yield f"{row['period']}: {title} {cell(row[name], columns[name], row)} is out of {low} to {high}."
     if result.truncated:
         yield "There are more rows; ask for less to see all."
+
+
+def _which(result: Result, row: Mapping[str, Any]) -> str:
+    """Of which of several series side by side, such as currencies."""
+    parts = " ".join(str(row[part]) for part in result.report.parts)
+    return f" ({parts})" if parts else ""

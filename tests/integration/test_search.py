@@ -269,7 +269,7 @@ def test_the_command_searches_and_exports(settings, conn, tmp_path):
     assert found.returncode == 0, found.stderr
     assert re.search(r"city +customers\nSão Paulo +1\n", found.stdout)
     assert "João da Silva  São Paulo" in found.stdout
-    assert "1 customers" in found.stdout
+    assert "1 customer\n" in found.stdout
     assert caudal("--where", 'city = "Recife"', "--export", "some.csv").returncode == 0
     rows = list(csv.DictReader(io.StringIO((tmp_path / "some.csv").read_text())))
     assert [row["name"] for row in rows] == ["Maria Souza", "Ana Silva"]

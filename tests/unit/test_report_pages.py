@@ -112,5 +112,5 @@ def test_what_is_to_be_said_names_totals_trends_and_anomalies():
     lines = list(summary(sales(SALES)))
     assert lines[0].startswith("In all: Currency BRL, Orders 10, Gross 1,691.00")
     assert lines[1] == "Trend of Net (BRL): steady."
-    assert lines[3].startswith("2026-02-07: Net 900.00 is out of ")
+    assert lines[3].startswith("2026-02-07: Net (BRL) 900.00 is out of ")
     assert COLOURS[0] != ODD
