@@ -173,10 +173,9 @@ class Links:
             members = {**state.members, **_load_members(db, decisions.expand)}
             state = replace(state, members=members)
         links = decisions.links
-        _write_links(db, links)
+        _write(db, links, decisions.identifiers)
         for merge in decisions.merges:
             links += _write_merge(db, merge)
-        _write_identifiers(db, decisions.identifiers)
         return links
 
 
@@ -278,7 +277,9 @@ def _load_state(
             (Key("subject", s.subject) for s in statements if s.subject not in subjects),
         )
     )
-    carriers = _load_carriers(db, list(wanted), rules)
+    carriers, taken = _load_carriers(
+        db, list(wanted), rules, [founded(s.subject) for s in statements if s.subject not in subjects]
+    )
     customers = {row.customer_id for row in subjects.values()}
     customers.update(carrier.customer_id for found in carriers.values() for carrier in found)
     return State(
@@ -286,21 +287,14 @@ def _load_state(
         held=held,
         carriers=carriers,
         customers=_load_customers(db, list(customers), rules),
-        taken=_load_taken(db, [founded(s.subject) for s in statements if s.subject not in subjects]),
+        taken=taken,
     )
 
 
-def _load_taken(db: Connection, ids: Sequence[str]) -> frozenset[str]:
-    if not ids:
-        return frozenset()
-    rows = db.execute(
-        f"SELECT id FROM {_table('id')} WHERE EXISTS (SELECT FROM subjects WHERE customer_id = id::uuid)",
-        _json([(customer_id,) for customer_id in ids], 1),
-    )
-    return frozenset(customer_id for (customer_id,) in rows)
-
-
-def _load_carriers(db: Connection, wanted: Sequence[Key], rules: Rules) -> dict[Key, list[Carrier]]:
+def _load_carriers(
+    db: Connection, wanted: Sequence[Key], rules: Rules, ids: Sequence[str]
+) -> tuple[dict[Key, list[Carrier]], frozenset[str]]:
+    """Who carries each key, and which of the ids are customers'."""
     caps = {kind: limit if (limit := rules.shared_by(kind)) is not None else UNLIMITED for kind in rules.kinds}
     pointed_at = [(i.value,) for i in wanted if i.kind == "subject"]
     rows = db.execute(
@@ -313,14 +307,24 @@ def _load_carriers(db: Connection, wanted: Sequence[Key], rules: Rules) -> dict[
             ) c
             UNION ALL
             SELECT NULL, customer_id::text, 1, subject FROM subjects
-            WHERE subject IN (SELECT subject FROM {_table("subject")})""",
-        [*_json([(i.kind, i.value, caps[i.kind]) for i in wanted], 3), *_json(pointed_at, 1)],
+            WHERE subject IN (SELECT subject FROM {_table("subject")})
+            UNION ALL
+            SELECT NULL, id, 0, NULL FROM {_table("id")} WHERE EXISTS (SELECT FROM subjects WHERE customer_id = id::uuid)""",
+        [
+            *_json([(i.kind, i.value, caps[i.kind]) for i in wanted], 3),
+            *_json(pointed_at, 1),
+            *_json([(customer_id,) for customer_id in ids], 1),
+        ],
     )
     carriers: defaultdict[Key, list[Carrier]] = defaultdict(list)
+    taken = set()
     for n, customer_id, count, subject in rows:
+        if not count:
+            taken.add(customer_id)
+            continue
         key = Key("subject", subject) if n is None else wanted[n - 1]
         carriers[key].append(Carrier(customer_id, count, subject))
-    return dict(carriers)
+    return dict(carriers), frozenset(taken)
 
 
 def _load_customers(db: Connection, customers: list[str], rules: Rules) -> dict[str, Customer]:
@@ -362,47 +366,25 @@ def _load_members(db: Connection, customers: Iterable[str]) -> dict[str, list[Me
     return dict(members)
 
 
-def _write_links(db: Connection, links: Sequence[Link]) -> None:
-    if links:
-        db.execute(
-            f"""INSERT INTO subjects (subject, customer_id, link_seq, source, created_at, linked_at, reason,
-                                          previous_customer_id, evidence)
-                SELECT subject, customer_id::uuid, link_seq::bigint, source, created_at::timestamptz, linked_at::timestamptz,
-                       reason, previous_customer_id::uuid, evidence::jsonb
-                FROM {
-                _table(
-                    "subject",
-                    "customer_id",
-                    "link_seq",
-                    "source",
-                    "created_at",
-                    "linked_at",
-                    "reason",
-                    "previous_customer_id",
-                    "evidence",
-                )
-            }
-                ON CONFLICT (subject) DO UPDATE SET
-                    customer_id = EXCLUDED.customer_id, link_seq = EXCLUDED.link_seq, linked_at = EXCLUDED.linked_at,
-                    reason = EXCLUDED.reason, previous_customer_id = EXCLUDED.previous_customer_id, evidence = EXCLUDED.evidence""",
-            _json(
-                [
-                    (
-                        link.subject,
-                        link.customer_id,
-                        link.link_seq,
-                        link.source,
-                        link.created_at,
-                        link.linked_at,
-                        link.reason,
-                        link.previous_customer_id,
-                        _evidence_json(link.evidence),
-                    )
-                    for link in links
-                ],
-                9,
-            ),
+def _write(db: Connection, links: Sequence[Link], identifiers: Sequence[tuple[str, Key, bool]]) -> None:
+    if not links and not identifiers:
+        return
+    rows = [
+        (
+            link.subject,
+            link.customer_id,
+            link.link_seq,
+            link.source,
+            link.created_at,
+            link.linked_at,
+            link.reason,
+            link.previous_customer_id,
+            _evidence_json(link.evidence),
         )
+        for link in links
+    ]
+    held = [(i.kind, i.value, subject, stated) for subject, i, stated in identifiers]
+    db.execute(_WRITE, [*_json(rows, 9), *_json(held, 4)])
 
 
 def _write_merge(db: Connection, merge: Merge) -> list[Link]:
@@ -413,16 +395,6 @@ def _write_merge(db: Connection, merge: Merge) -> list[Link]:
         (merge.into, merge.linked_at, _evidence_json(merge.evidence), merge.customer_id),
     )
     return [_link(row) for row in rows]
-
-
-def _write_identifiers(db: Connection, identifiers: Sequence[tuple[str, Key, bool]]) -> None:
-    if identifiers:
-        db.execute(
-            f"""INSERT INTO identifiers (kind, value, subject, links)
-                SELECT kind, value, subject, links::boolean FROM {_table("kind", "value", "subject", "links")}
-                ON CONFLICT DO NOTHING""",
-            _json([(i.kind, i.value, subject, links) for subject, i, links in identifiers], 4),
-        )
 
 
 def _erase(db: Connection, erasures: Sequence[Erasure]) -> None:
@@ -496,6 +468,31 @@ def _json(rows: Sequence[tuple[Any, ...]], columns: int) -> list[str]:
     return [orjson.dumps(column).decode() for column in zip(*rows, strict=True)]
 
 
+_WRITE = f"""
+    WITH written AS (
+        INSERT INTO subjects (subject, customer_id, link_seq, source, created_at, linked_at, reason, previous_customer_id, evidence)
+        SELECT subject, customer_id::uuid, link_seq::bigint, source, created_at::timestamptz, linked_at::timestamptz,
+               reason, previous_customer_id::uuid, evidence::jsonb
+        FROM {
+    _table(
+        "subject",
+        "customer_id",
+        "link_seq",
+        "source",
+        "created_at",
+        "linked_at",
+        "reason",
+        "previous_customer_id",
+        "evidence",
+    )
+}
+        ON CONFLICT (subject) DO UPDATE SET
+            customer_id = EXCLUDED.customer_id, link_seq = EXCLUDED.link_seq, linked_at = EXCLUDED.linked_at,
+            reason = EXCLUDED.reason, previous_customer_id = EXCLUDED.previous_customer_id, evidence = EXCLUDED.evidence
+    )
+    INSERT INTO identifiers (kind, value, subject, links)
+    SELECT kind, value, subject, links::boolean FROM {_table("kind", "value", "subject", "links")}
+    ON CONFLICT DO NOTHING"""
 # LATERAL with LIMIT keeps it one index probe per pair, whatever the planner thinks of the array's length
 _KNOWN = f"""
     SELECT subject, customer_id::text, link_seq, created_at, erased_at, NULL::bigint AS n, NULL::bigint AS batch FROM subjects

@@ -73,9 +73,11 @@ _STORE = """
                    SELECT topic, partition, next_offset, %s FROM n
                    ON CONFLICT (topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, changes = EXCLUDED.changes),
          published AS (DELETE FROM unpublished_links WHERE batch = ANY(%s))
-    SELECT 1 / ((SELECT count(*) FROM moved) + (SELECT count(*) FROM first) = (SELECT count(*) FROM n))::int"""
+    SELECT 1 / ((SELECT count(*) FROM moved) + (SELECT count(*) FROM first) = (SELECT count(*) FROM n))::int,
+           set_config('synchronous_commit', 'off', true)"""
 """How far a batch is done, as one statement, which is a transaction by itself. It fails, by a division by zero, where someone else has
-moved an offset since it was read."""
+moved an offset since it was read. Its commit doesn't wait for the disk: should PostgreSQL lose it by a crash, the batch is done again,
+which gives the same."""
 
 Partition = tuple[str, int]
 

@@ -46,6 +46,7 @@ class Indexing:
                 self._stopping.wait(_RETRY_S)
 
     def _keep(self, conn: psycopg.Connection[tuple[object, ...]]) -> None:
+        conn.execute("SET synchronous_commit = off")  # a text and the note that it is due are lost together
         while not self._stopping.is_set():
             search.ensure(conn)
             # under load something new is due after each look; the same pause as ever makes more of it one batch
