@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -30,7 +30,7 @@ _ARROW = {
 
 async def encoded(
     format_: str, fields: Sequence[str], parts: AsyncIterator[list[dict[str, Any]]]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The customers of `parts` in a format of `MEDIA_TYPES`."""
     names = ["customer_id", *fields]
     match format_:

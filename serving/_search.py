@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -344,7 +344,7 @@ class Search:
         assert row is not None
         return max(EXACT, int(row[0][0]["Plan"]["Plan Rows"]))
 
-    async def export(self, asked: Searched) -> AsyncIterator[list[dict[str, Any]]]:
+    async def export(self, asked: Searched) -> AsyncGenerator[list[dict[str, Any]], None]:
         """Everyone found, in parts, by a cursor of the server: memory stays level however many they are."""
         async with self._snapshot() as (conn, indexed, _):
             await check_names(conn, asked.criteria)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -190,15 +190,16 @@ def _export(asked: Searched, file: Path) -> None:
         raise typer.BadParameter(f"the file's name ends with .{', .'.join(MEDIA_TYPES)}")
 
     async def write(search: Search) -> None:
-        parts = encoded(format_, asked.fields, search.export(asked))
-        first = await anext(parts, b"")  # a search that can't be made leaves no file
-        try:
-            with file.open("wb") as out:
-                out.write(first)
-                async for piece in parts:
-                    out.write(piece)
-        except OSError as exc:
-            raise typer.BadParameter(f"{file}: {exc.strerror}") from None
+        rows = search.export(asked)
+        async with aclosing(rows), aclosing(encoded(format_, asked.fields, rows)) as parts:
+            first = await anext(parts, b"")  # a search that can't be made leaves no file
+            try:
+                with file.open("wb") as out:
+                    out.write(first)
+                    async for piece in parts:
+                        out.write(piece)
+            except OSError as exc:
+                raise typer.BadParameter(f"{file}: {exc.strerror}") from None
 
     _search(write)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import typer
 
@@ -43,4 +44,12 @@ def show(as_json: Json = False) -> None:
     if as_json:
         emit(found)
         return
-    table(("what", "is"), [(name.replace("_", " "), value) for name, value in found.items()])
+    told = {name: _rounded(value) for name, value in found.items()}
+    table(("what", "is"), [(name.replace("_", " "), value) for name, value in told.items()])
+
+
+def _rounded(value: Any) -> Any:
+    """What people read: four digits are plenty of a fitted parameter."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return round(value, 4) if isinstance(value, float) else value

@@ -273,6 +273,8 @@ def test_the_command_searches_and_exports(settings, conn, tmp_path):
     assert caudal("--where", 'city = "Recife"', "--export", "some.csv").returncode == 0
     rows = list(csv.DictReader(io.StringIO((tmp_path / "some.csv").read_text())))
     assert [row["name"] for row in rows] == ["Maria Souza", "Ana Silva"]
+    nowhere = caudal("--where", 'city = "Recife"', "--export", "nowhere/some.csv")
+    assert (nowhere.returncode, "Traceback" in nowhere.stderr) == (2, False)
     page = caudal("--where", 'city = "Recife"', "--sort", "name", "--limit", "1")
     assert "Ana Silva" in page.stdout
     following = caudal("--where", 'city = "Recife"', "--sort", "name", "--limit", "1", *page.stderr.split()[-2:])
