@@ -205,12 +205,15 @@ class Publisher:
             if not jobs:
                 continue
             started = time.perf_counter()
+            producer = (
+                self._producer
+            )  # `put_aside` may take another one meanwhile; what is acknowledged is asked of this one
             for job in jobs:
                 if broken:
                     job.failed.append("one before it was refused")
-                elif not self._sent(job):
+                elif not self._sent(producer, job):
                     broken = True
-            while self._producer.flush(0.2) and not self._closing:
+            while producer.flush(0.2) and not self._closing:
                 self._look()
             if broken or any(job.failed for job in jobs):
                 # a fatal error ends an idempotent producer for good, and none of them tells that it had one: the next takes a new one
@@ -221,7 +224,7 @@ class Publisher:
                     job.done = True
                 self._changed.notify_all()
 
-    def _sent(self, job: _Job) -> bool:
+    def _sent(self, producer: Producer, job: _Job) -> bool:
         """Hand a job's messages to the producer; False when that is not possible."""
         try:
             for change in job.changes:
@@ -234,7 +237,7 @@ class Publisher:
                 if job.dropped or job.made < self._stood_still + self._quiet_s:
                     job.failed.append("too old")
                     break
-                self._produce(kafka.topic(self._settings, topic), messages, job)
+                self._produce(producer, kafka.topic(self._settings, topic), messages, job)
                 telemetry.PUBLISHED.labels(topic).inc(len(messages))
         except Exception as exc:
             # whatever it is, the rows stay in the outbox and are tried again
@@ -248,10 +251,11 @@ class Publisher:
         if self._seen - before > self._patience_s:
             self._stood_still = self._seen
 
-    def _produce(self, topic: str, messages: list[dict[str, Any]], job: _Job) -> None:
+    @staticmethod
+    def _produce(producer: Producer, topic: str, messages: list[dict[str, Any]], job: _Job) -> None:
         deadline = time.monotonic() + 30
         while messages:
-            self._producer.produce_batch(topic, messages, on_delivery=job.refused)
+            producer.produce_batch(topic, messages, on_delivery=job.refused)
             refused = [m for m in messages if "_error" in m]
             if ended := next((m["_error"] for m in refused if m["_error"].code() != KafkaError._QUEUE_FULL), None):
                 raise BrokerUnavailable(f"Kafka takes no change messages: {ended.name()}")
@@ -259,7 +263,7 @@ class Publisher:
             if messages and time.monotonic() > deadline:
                 raise BrokerUnavailable("Kafka takes no change messages: the queue stays full")
             if messages:
-                self._producer.poll(0.05)
+                producer.poll(0.05)
 
     def _encoded(self, change: Change, topic: str, *, rebuilt: bool) -> tuple[list[bytes], list[bytes]]:
         rows = change.rows()

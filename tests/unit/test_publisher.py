@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ class _Producer:
     def __init__(self, *, ended: bool) -> None:
         self.ended = ended
         self.taken: list[bytes] = []
+        self.waiting: list[bytes] = []
+        """Taken since the last flush: not known to be acknowledged."""
 
     def produce_batch(self, _topic: str, messages: list[dict[str, Any]], on_delivery: Any) -> None:
         for message in messages:
@@ -27,6 +30,7 @@ class _Producer:
                 message["_error"] = KafkaError(KafkaError._FATAL)
             else:
                 self.taken.append(message["key"])
+                self.waiting.append(message["key"])
 
     def produce(self, _topic: str, *, key: bytes, on_delivery: Any, **_: Any) -> None:
         if self.ended:
@@ -35,6 +39,7 @@ class _Producer:
             self.taken.append(key)
 
     def flush(self, _timeout_s: float) -> int:
+        self.waiting.clear()
         return 0
 
     def poll(self, _timeout_s: float) -> int:
@@ -78,3 +83,33 @@ def test_after_a_fatal_error_dead_letters_are_written_by_another_producer(made, 
         publisher.put_aside("t.dead.letters", letters)
     publisher.put_aside("t.dead.letters", letters)
     assert made[-1].taken == [b"1"]
+
+
+def test_changes_are_acknowledged_by_the_producer_that_took_them_though_dead_letters_get_another_one_meanwhile(
+    made, publisher, monkeypatch
+):
+    asked, exchanged = threading.Event(), threading.Event()
+    view = next(view for view in VIEWS if view.topic)
+
+    def rows() -> list[Any]:
+        asked.set()
+        assert exchanged.wait(60)
+        return []
+
+    made[0].ended = False
+    connect = _publish.kafka.producer
+
+    def connect_late(*_: Any, **__: Any) -> _Producer:
+        changes = [Change(view, 7, list, ["ana"]), Change(view, 8, rows, ["rui"])]
+        publisher.publish(changes, made=_publish.time.monotonic())
+        assert asked.wait(60)  # the first is with the producer that is about to go
+        return connect()
+
+    monkeypatch.setattr(_publish.kafka, "producer", connect_late)
+    monkeypatch.setattr(made[0], "produce", lambda *_, on_delivery, **__: on_delivery(KafkaError(1), None))
+    with pytest.raises(BrokerUnavailable):
+        publisher.put_aside("t.dead.letters", [(b"1", b"letter", "code")])
+    exchanged.set()
+    assert publisher.confirmed(wait_s=60) == [7, 8]
+    assert made[0].taken == [b"ana", b"rui"]
+    assert [one.waiting for one in made] == [[], []]
