@@ -291,20 +291,21 @@ class Pump(Service, Generic[B]):
         """Wait until another batch may be under way; False when that takes too long or something else is to be done."""
         with self._changed:
             self._changed.wait_for(
-                lambda: (
-                    self._delivered - self._applied < self._depth or self._restart or self._paused or self._stopping
-                ),
+                lambda: not self._full or self._restart or self._paused or self._stopping,
                 HOLD_AFTER_S,
             )
-            if self._delivered - self._applied >= self._depth and not self._at_work:
+            if self._full and not self._at_work:
                 self._restart = True  # nobody has what was delivered
-            return self._delivered - self._applied < self._depth or self._restart or self._stopping
+            return not self._full or self._restart or self._stopping
+
+    @property
+    def _full(self) -> bool:
+        """Whether as many batches are under way as may be."""
+        return self._delivered - self._applied >= self._depth
 
     def _hold(self, consumer: Consumer) -> None:
         """Read nothing while paused or stuck, but stay in the group. Reading begins again at what is stored."""
-        while not (self._stopping or self._restart or self._reopen) and (
-            self._paused or self._delivered - self._applied >= self._depth
-        ):
+        while not (self._stopping or self._restart or self._reopen) and (self._paused or self._full):
             consumer.pause(consumer.assignment())
             consumer.poll(IDLE_S)  # what slips through here is read again
             if self._unrecoverable is not None:

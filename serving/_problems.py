@@ -67,15 +67,16 @@ def _problem(_request: Request, exc: Exception) -> Response:
 def _invalid(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
     # the faulty values stay out: a lookup carries personal data
-    errors = [
-        {
-            "where": "body" if e["type"] == "json_invalid" else ".".join(str(part) for part in e["loc"]),
-            "fault": f"{e['msg']} at character {e['loc'][-1]}" if e["type"] == "json_invalid" else e["msg"],
-        }
-        for e in exc.errors()
-    ]
+    errors = [_fault(e) for e in exc.errors()]
     detail = "; ".join(f"{e['where'].removeprefix('query.').removeprefix('path.')}: {e['fault']}" for e in errors)
     return response(Problem(422, "invalid_parameters", detail, errors=errors))
+
+
+def _fault(error: Mapping[str, Any]) -> dict[str, str]:
+    """Where it is and what is wrong; of JSON that can't be read at which character, which pydantic has as the place."""
+    if error["type"] == "json_invalid":
+        return {"where": "body", "fault": f"{error['msg']} at character {error['loc'][-1]}"}
+    return {"where": ".".join(str(part) for part in error["loc"]), "fault": error["msg"]}
 
 
 def _http(_request: Request, exc: Exception) -> Response:
