@@ -11,14 +11,24 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["HEAD_MAX_BYTES", "REQUEST_S", "Connection"]
+__all__ = ["HEAD_MAX_BYTES", "REQUEST_S", "SAFE_HEADERS", "Connection"]
+
+SAFE_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+"""On every answer, errors too, unless the answer has its own: it is data for the one who asked, never a page to guess at or to frame."""
+
 
 HEAD_MAX_BYTES = 64 * 1024
 """Request line and headers; what came in one packet with it is not counted."""
 REQUEST_S = 30.0
 """How long a request may take from its first byte to its last."""
 
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_SAFE = "".join(f"{name}: {value}\r\n" for name, value in SAFE_HEADERS.items()).encode()
+_REFUSED = b"HTTP/1.1 %b\r\n" + _SAFE + b"content-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class _Closed(list[Any]):
@@ -56,8 +66,13 @@ class Connection(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_MAX_BYTES and not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
+                self.transport.write(_REFUSED % b"431 Request Header Fields Too Large")
                 self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, with the headers of every answer."""
+        self.transport.write(_REFUSED % b"400 Bad Request")
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """A head begins, which may be in the packet that ended the request before."""

@@ -93,6 +93,10 @@ class EdgeSettings(_Group):
     )
     receive_timeout_s: float = Field(10.0, gt=0, description="How long a sender may take to send its body, seconds.")
     public_url: str | None = Field(None, description="The edge's address as the vendors see it (HubSpot signs it).")
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address of the edge's metrics page, apart from what vendors reach."
+    )
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the edge's metrics page; 0 takes a free one.")
     replay_window_s: int = Field(300, ge=0, description="Oldest signed timestamp accepted, seconds; 0 takes any.")
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,9 @@ __all__ = [
     "Sources",
     "Watch",
     "add",
+    "drop_secrets",
     "load",
+    "plain_secret",
     "read",
     "remove",
     "secret_variable",
@@ -42,6 +45,14 @@ __all__ = [
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 """Names of sources and secrets."""
+
+SECRET_MIN_CHARS = 16
+"""Fewest characters of a secret that `caudal sources add` takes. The vendors' own have 32 and more; a short one can be found by trying,
+offline, by whoever saw one signed delivery."""
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
+    chr(point) for point in range(0xFE00, 0xFE10)
+}
+"""Characters that show nothing and that Unicode counts as letters, marks or symbols."""
 
 
 class Source(BaseModel):
@@ -62,6 +73,12 @@ class Source(BaseModel):
     priority: int = Field(0, description="Where sources state different values for a field, the higher priority wins.")
     max_body_bytes: int | None = Field(
         None, ge=1, le=15 * 1024 * 1024, description="Largest delivery taken, in place of the edge's own."
+    )
+    signature_versions: tuple[str, ...] = Field(
+        (), description="Versions of the vendor's signature that are taken. Unset: its strongest alone."
+    )
+    replay_window_s: int | None = Field(
+        None, ge=0, description="Oldest signed timestamp accepted, seconds, in place of the edge's own; 0 takes any."
     )
 
     @model_validator(mode="before")
@@ -108,11 +125,14 @@ class Sources(Mapping[str, Source]):
         """The values of a source's secrets that are there; during a rotation two are.
 
         Raises:
-            BadSettings: none is there.
+            BadSettings: none is there, or one can't be what its vendor gave.
             UnknownSource: no such source.
         """
-        names = self[name].secrets
+        source = self[name]
+        names = source.secrets
         found = tuple(value for secret in names if (value := _value(secret, self._secrets)))
+        if source.auth == "basic" and not all(":" in value for value in found):
+            raise BadSettings(f'source {name}: a secret for `auth = "basic"` is user:password')
         if not found:
             raise BadSettings(
                 f"source {name} has no secret",
@@ -179,6 +199,38 @@ def remove(settings: Settings, name: str) -> bool:
     return True
 
 
+def plain_secret(text: str, *, name: str) -> str:
+    """A secret without what a file, a shell or a clipboard put around it: blanks, line ends, marks that show nothing.
+
+    Args:
+        text: as it was given.
+        name: what to call it in messages; the secret itself is never told.
+
+    Raises:
+        BadSettings: something is in it that no vendor gives and that would make every delivery be refused.
+    """
+    start, end = 0, len(text)
+    while start < end and _shows_nothing(text[start]):
+        start += 1
+    while end > start and _shows_nothing(text[end - 1]):
+        end -= 1
+    value = text[start:end]
+    fault = hint = ""
+    if odd := next((c for c in value if c != " " and _shows_nothing(c)), ""):
+        fault, hint = f"holds the character U+{ord(odd):04X}, which can't be seen", "copy it again"
+    elif len(value) > 1 and value[0] == value[-1] and value[0] in "\"'`":
+        fault, hint = "stands in quotes", "the quotes are part of the value there: leave them out"
+    elif value.endswith(("\\n", "\\r")):
+        fault, hint = "ends with a backslash and a letter, which stand for a line end elsewhere", "leave them out"
+    if fault:
+        raise BadSettings(f"secret {name} {fault}", hint=hint)
+    return value
+
+
+def _shows_nothing(character: str) -> bool:
+    return character in _UNSEEN or unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zs", "Zl", "Zp"}
+
+
 def secret_variable(name: str) -> str:
     """The environment variable that holds the secret `name`."""
     return SECRET_PREFIX + name.upper().replace("-", "_")
@@ -200,12 +252,31 @@ def store_secret(settings: Settings, name: str, value: str) -> bool:
     if "secrets" not in document:
         document["secrets"] = tomlkit.table()
     table: Any = document["secrets"]
+    value = plain_secret(value, name=name)
     if table.get(name) == value:
         return False
     table[name] = value
     _check_secrets(_table(document, "secrets", path), path)
     _write(path, tomlkit.dumps(document), mode=0o600)
     return True
+
+
+def drop_secrets(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
+    """Take secrets out of the secrets file, those that no source names any more; the names of those that were there.
+
+    Raises:
+        BadSettings: a file can't be read or written.
+    """
+    wanted = {name for source in load(settings).values() for name in source.secrets}
+    path = secrets_path(settings)
+    document = _document(path)
+    table: Any = _table(document, "secrets", path)
+    dropped = tuple(name for name in names if name in table and name not in wanted)
+    for name in dropped:
+        del table[name]
+    if dropped:
+        _write(path, tomlkit.dumps(document), mode=0o600)
+    return dropped
 
 
 class Watch:
@@ -233,7 +304,8 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _value(name: str, file: Mapping[str, str]) -> str:
-    return os.environ.get(secret_variable(name)) or file.get(name, "")
+    variable = secret_variable(name)
+    return plain_secret(os.environ.get(variable, ""), name=variable) or plain_secret(file.get(name, ""), name=name)
 
 
 def _secrets(settings: Settings) -> dict[str, str]:
@@ -270,7 +342,7 @@ def read(path: Path) -> dict[str, Any]:
         BadSettings: it can't be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as exc:  # a number of thousands of digits is a plain ValueError
@@ -279,7 +351,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _document(path: Path) -> tomlkit.TOMLDocument:
     try:
-        return tomlkit.parse(path.read_text(encoding="utf-8"))
+        return tomlkit.parse(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return tomlkit.document()
     except (OSError, ValueError, RecursionError, TOMLKitError) as exc:

@@ -34,6 +34,7 @@ __all__ = [
     "Instant",
     "Payload",
     "Scheme",
+    "Setup",
     "SignedRequest",
     "Verdict",
     "empties",
@@ -77,6 +78,23 @@ class Scheme(Protocol):
     ) -> Verdict:
         """True when any of `secrets` holds. The age of a signed timestamp is judged only when `now` is given."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is done at the vendor's side, for people.
+
+    Attributes:
+        webhooks: where the address and the topics are entered.
+        key_at: where the vendor shows the secret that it makes; empty where whoever sets it up makes one.
+        elsewhere: kinds that give events and that no webhook brings.
+        note: what else is to be known.
+    """
+
+    webhooks: str
+    key_at: str = ""
+    elsewhere: frozenset[str] = frozenset()
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +199,9 @@ class Connector:
         verify: the signature scheme.
         split: one delivery into its items; the default takes the body as one JSON value of the delivery's kind.
         ignored: kinds that the system sends and that say nothing about a customer; they translate to no events.
+        setup: what is done at the vendor's side.
+        handshake: the answer to a request by which the vendor tries the address while it is set up and that it doesn't sign as it signs
+            deliveries; None for everything else. Anyone may send such a request: nothing of it is stored.
     """
 
     name: str
@@ -190,6 +211,8 @@ class Connector:
     verify: Scheme
     split: Callable[[Delivery], Iterable[Item]] | None = None
     ignored: frozenset[str] = frozenset()
+    setup: Setup | None = None
+    handshake: Callable[[SignedRequest], str | None] | None = None
     translators: dict[str, tuple[type[BaseModel] | None, Translator]] = field(default_factory=dict)
 
     def on(self, *kinds: str) -> Callable[[_P], _P]:
@@ -217,6 +240,11 @@ class Connector:
     def kinds(self) -> tuple[str, ...]:
         """Every kind that gives events, sorted."""
         return tuple(sorted(self.translators))
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What to subscribe to at the vendor's side, sorted."""
+        return tuple(kind for kind in self.kinds if self.setup is None or kind not in self.setup.elsewhere)
 
     def key(self, headers: Mapping[str, str], body: bytes) -> tuple[str, str | None]:
         """The delivery id and kind of what arrived; the id falls back to a digest of kind and body. Never raises."""

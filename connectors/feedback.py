@@ -93,6 +93,8 @@ def _signature(payload: str, secret: str) -> str:
 class _Signed:
     """The token in the body proves who answers."""
 
+    description = "the token of the link, which Caudal signs itself and which the answer carries"
+
     def verify(
         self, request: SignedRequest, secrets: Sequence[str], *, now: datetime | None = None, window_s: int = 300
     ) -> Verdict:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from caudal.connectors import _values
 from caudal.connectors._money import Amount, minor
-from caudal.connectors._sdk import Connector, Delivery, Id, Item, Payload, identifiers, parse_json, subject
+from caudal.connectors._sdk import Connector, Delivery, Id, Item, Payload, Setup, identifiers, parse_json, subject
 from caudal.connectors._signatures import HubSpotSignature
 from caudal.schemas import Event
 from caudal.schemas.events import (
@@ -215,6 +215,13 @@ connector = Connector(
     verify=HubSpotSignature(),
     split=_split,
     ignored=_IGNORED,
+    setup=Setup(
+        webhooks="the app's settings, Webhooks: the target URL, and a subscription for each topic (propertyChange: for each property)",
+        key_at="the app's settings, Auth, Client secret",
+        elsewhere=frozenset({"contact.object", "deal.object", "ticket.object"}),
+        note="HubSpot signs the address that it calls: behind a proxy set public_url. A workflow's webhook action brings whole "
+        "records; have it signed with the app's id.",
+    ),
 )
 
 

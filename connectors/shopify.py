@@ -14,7 +14,18 @@ from functools import lru_cache
 from typing import Any
 
 from caudal.connectors._money import Amount, minor
-from caudal.connectors._sdk import Connector, Delivery, Id, Instant, Payload, empties, header, identifiers, subject
+from caudal.connectors._sdk import (
+    Connector,
+    Delivery,
+    Id,
+    Instant,
+    Payload,
+    Setup,
+    empties,
+    header,
+    identifiers,
+    subject,
+)
 from caudal.connectors._signatures import Hmac
 from caudal.schemas import (
     ConsentStated,
@@ -120,6 +131,13 @@ connector = Connector(
     delivery_id=_delivery_id,
     verify=Hmac(header="x-shopify-hmac-sha256", encoding="base64"),
     ignored=frozenset(f"{family}/{verb}" for family, verbs in _IGNORED.items() for verb in verbs.split()),
+    setup=Setup(
+        webhooks="an app's webhook subscriptions (shopify.app.toml or the Admin API), or the shop's Settings, Notifications, Webhooks; "
+        "format JSON",
+        key_at="the app's client secret; for webhooks made in the shop's settings, the key shown under their list",
+        note="An app's subscriptions bring more topics than the shop's settings offer. The topics customers/data_request, "
+        "customers/redact and shop/redact are entered as the app's compliance webhooks.",
+    ),
 )
 
 _INSTANT: TypeAdapter[datetime] = TypeAdapter(Instant)

@@ -27,6 +27,8 @@ from caudal.connectors._sdk import (
     Id,
     Item,
     Payload,
+    Setup,
+    SignedRequest,
     empties,
     identifiers,
     parse_json,
@@ -291,16 +293,34 @@ def _split(delivery: Delivery) -> Iterator[Item]:
         yield kind, str(body.get("id") or delivery.delivery_id), body
 
 
+_SIGNATURE = TimestampedHmac(
+    header="x-zendesk-webhook-signature", timestamp_header="x-zendesk-webhook-signature-timestamp"
+)
+_TRIAL_SECRET = "dGhpc19zZWNyZXRfaXNfZm9yX3Rlc3Rpbmdfb25seQ=="  # noqa: S105 - published, and the same for everyone
+"""What Zendesk signs with as long as a webhook isn't made yet and is only tested."""
+
+
+def _tried(request: SignedRequest) -> str | None:
+    """https://developer.zendesk.com/documentation/webhooks/verifying/"""
+    return "" if _SIGNATURE.verify(request, [_TRIAL_SECRET]).ok else None
+
+
 connector = Connector(
     name="zendesk",
     title="Zendesk",
     kind=_kind,
     delivery_id=_delivery_id,
-    verify=TimestampedHmac(
-        header="x-zendesk-webhook-signature", timestamp_header="x-zendesk-webhook-signature-timestamp"
-    ),
+    verify=_SIGNATURE,
     split=_split,
     ignored=_IGNORED,
+    setup=Setup(
+        webhooks="Admin Center, Apps and integrations, Webhooks: a webhook with method POST and format JSON, subscribed to Zendesk events",
+        key_at="the webhook's details, Reveal secret, once the webhook is made",
+        elsewhere=frozenset({"ticket", "user", "trigger.ticket", "trigger.user"}),
+        note="A webhook of a trigger or automation is signed in the same way; its body is TICKET_TEMPLATE or USER_TEMPLATE "
+        "of the connector. A test before the webhook is made is answered and not stored.",
+    ),
+    handshake=_tried,
 )
 
 

@@ -45,7 +45,10 @@ def authentic(
     if source.auth == "basic":
         return Verdict(ok=matches(_basic(request.headers), secrets), reason="user or password is wrong")
     given = request.headers.get((source.header or "").lower(), "")
-    return Verdict(ok=matches(given, secrets), reason=f"header {source.header} is missing or wrong")
+    # the bytes as they came: a text of latin-1 would be other bytes in UTF-8
+    return Verdict(
+        ok=matches(given.encode("latin-1", "replace"), secrets), reason=f"header {source.header} is missing or wrong"
+    )
 
 
 def without_credentials(source: Source, headers: Mapping[str, str]) -> dict[str, str]:

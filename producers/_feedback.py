@@ -17,8 +17,6 @@ __all__ = ["HEADERS", "answered", "claimed", "form", "language", "message", "tok
 
 HEADERS = (
     (b"content-type", b"text/html; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy",
      b"default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"),
 )  # fmt: skip

@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from caudal.connections import SAFE_HEADERS
+
 __all__ = ["RETRY", "App", "Body", "Intake", "Receive", "Refusal", "Scope", "Send", "answer", "refuse"]
 
 Scope = MutableMapping[str, Any]
@@ -20,6 +22,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_HELD_BYTES = 256 * 1024 * 1024
 """Memory for bodies on their way in, of all connections together."""
 
+_SAFE = tuple((name.encode(), value.encode()) for name, value in SAFE_HEADERS.items())
 RETRY = ((b"retry-after", b"1"),)
 _JSON = (b"content-type", b"application/json")
 
@@ -132,11 +135,16 @@ async def answer(
     send: Send, status: int, body: bytes = b"", headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
 ) -> None:
     """Send a whole answer."""
+    own = {name for name, _ in headers}
     await send(
         {
             "type": "http.response.start",
             "status": status,
-            "headers": [*headers, (b"content-length", b"%d" % len(body))],
+            "headers": [
+                *headers,
+                *(each for each in _SAFE if each[0] not in own),
+                (b"content-length", b"%d" % len(body)),
+            ],
         }
     )
     await send({"type": "http.response.body", "body": body})

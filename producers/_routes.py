@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from caudal.connectors import Connector
+from caudal.connectors import Connector, Scheme
+from caudal.connectors._signatures import accepting
 from caudal.producers._http import Refusal
 
 from caudal import sources
 from caudal.errors import BadSettings
-from caudal.settings import Settings
+from caudal.settings import EdgeSettings, Settings
 from caudal.sources import Source
 from caudal.telemetry import DELIVERIES, DELIVERY_SECONDS, Log, logger
 
@@ -33,19 +34,33 @@ class Route:
         secrets: those that are valid now.
         fault: why nothing can be taken for it, or empty.
         max_body_bytes: largest delivery.
+        replay_window_s: how old a signed timestamp may be.
+        scheme: how its deliveries are signed.
         ready: set when topic and schema are there.
     """
 
-    __slots__ = ("_counters", "_told", "connector", "fault", "max_body_bytes", "observe", "ready", "secrets", "source")
+    __slots__ = (
+        "_counters", "_told", "connector", "fault", "max_body_bytes", "observe", "ready", "replay_window_s", "scheme", "secrets",
+        "source",
+    )  # fmt: skip
 
     def __init__(
-        self, source: Source, connector: Connector | None, secrets: tuple[str, ...], fault: str, max_body_bytes: int
+        self,
+        source: Source,
+        connector: Connector | None,
+        secrets: tuple[str, ...],
+        fault: str,
+        *,
+        edge: EdgeSettings,
+        scheme: Scheme | None,
     ) -> None:
         self.source = source
         self.connector = connector
         self.secrets = secrets
         self.fault = fault
-        self.max_body_bytes = source.max_body_bytes or max_body_bytes
+        self.scheme = scheme
+        self.max_body_bytes = source.max_body_bytes or edge.max_body_bytes
+        self.replay_window_s = edge.replay_window_s if source.replay_window_s is None else source.replay_window_s
         self.ready = asyncio.Event()
         # looking a label up costs more than counting
         self.observe: Callable[[float], None] = DELIVERY_SECONDS.labels(source.name).observe
@@ -156,11 +171,13 @@ class Routes:
         connector = self._connectors.get(source.connector)
         secrets: tuple[str, ...] = ()
         fault = "" if connector else f"there is no connector {source.connector} (`caudal connectors` lists them)"
+        scheme: Scheme | None = None
         try:
             secrets = loaded.secrets(source.name)
+            scheme = accepting(connector.verify, source.signature_versions) if connector else None
         except BadSettings as exc:
             fault = fault or str(exc)
-        return Route(source, connector, secrets, fault, self._settings.edge.max_body_bytes)
+        return Route(source, connector, secrets, fault, edge=self._settings.edge, scheme=scheme)
 
     def _keep(self) -> None:
         """Prepare what is not ready, again and again until it is: Kafka may come up after the edge."""

@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from wsgiref.simple_server import WSGIServer
 
 import orjson
 import prometheus_client
 import uvloop
-from caudal.connectors import Connector, Scheme, SignedRequest, Verdict, feedback
+from caudal.connectors import Connector, SignedRequest, Verdict, feedback
 from caudal.connectors._sdk import EVENT_NAMESPACE
 from caudal.producers import _feedback, _server
 from caudal.producers._auth import authentic, without_credentials
@@ -31,7 +34,7 @@ from caudal.schemas import derived_id, position
 from caudal.schemas.codec import Registry
 
 from caudal import connectors as installed
-from caudal.errors import CaudalError
+from caudal.errors import BadSettings, CaudalError
 from caudal.settings import Settings
 from caudal.telemetry import DELIVERIES, Log, logger
 
@@ -41,6 +44,8 @@ PREFIX = "/in/"
 
 _NAMESPACE = EVENT_NAMESPACE.bytes
 _NOT_FOUND = Refusal(404, "unknown_source", "there is no such source")
+_TEXT = (b"content-type", b"text/plain; charset=utf-8")
+_HARMLESS = re.compile(r"[A-Za-z0-9_.:=+/-]{0,500}")
 _NO_PAGE = Refusal(404, "not_found", "there is nothing here")
 
 
@@ -58,6 +63,13 @@ def build(
         BadSettings: the sources can't be read.
     """
     return Edge(settings, log or _captures(settings), installed.registry() if connectors is None else connectors)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The answer to a step of setting up, of which nothing is stored."""
+
+    text: bytes
 
 
 class Edge:
@@ -107,7 +119,7 @@ class Edge:
             return
         method = scope["method"]
         if method in {"GET", "HEAD"}:
-            await answer(send, 200, headers=())
+            await self._probed(scope, route, send)
             return
         if method != "POST":
             await refuse(send, _wrong_method(b"GET, HEAD, POST"))
@@ -116,7 +128,7 @@ class Edge:
         body: Body | Refusal | None = None
         try:
             if route.fault:
-                outcome: Refusal | bytes = Refusal(503, "unusable", "the source is not set up", RETRY)
+                outcome: Refusal | Hello | bytes = Refusal(503, "unusable", "the source is not set up", RETRY)
             else:
                 body = await self._intake.read(receive, headers.get("content-length"), route.max_body_bytes)
                 if body is None:
@@ -131,24 +143,33 @@ class Edge:
         if isinstance(outcome, Refusal):
             route.refuse(outcome)
             await refuse(send, outcome)
+        elif isinstance(outcome, Hello):
+            route.count("handshake")
+            await answer(send, 200, outcome.text, (_TEXT,))
         else:
             route.count("accepted")
             route.observe(time.perf_counter() - started)
             await answer(send, 202, outcome)
 
+    async def _probed(self, scope: Scope, route: Route, send: Send) -> None:
+        """Answer a look at the address: empty, unless the connector knows it as a step of setting up. Nothing is stored."""
+        headers = _headers(scope)
+        request = SignedRequest(b"", headers, scope["method"], self._url(route, scope, headers, _target(scope)))
+        await answer(send, 200, (_handshake(route, request) or "").encode(), (_TEXT,))
+
     async def _take(
         self, scope: Scope, route: Route, token: str, headers: dict[str, str], body: bytes
-    ) -> bytes | Refusal:
-        """Verify and store one delivery; the answer's body, or why it isn't taken."""
+    ) -> bytes | Refusal | Hello:
+        """Verify and store one delivery; the answer's body, or why it isn't stored."""
         source, connector = route.source, route.connector
         assert connector is not None  # a route without one has a fault
         now = datetime.now(UTC)
         target = _target(scope)
         request = SignedRequest(body, headers, scope["method"], self._url(route, scope, headers, target))
-        window_s = self._settings.edge.replay_window_s
-        verdict = _verdict(route, connector.verify, request, token=token, now=now, window_s=window_s)
+        verdict = _verdict(route, request, token=token, now=now)
         if not verdict.ok:
-            return Refusal(401, "unsigned", verdict.reason)
+            hello = _handshake(route, request)
+            return Refusal(401, "unsigned", verdict.reason) if hello is None else Hello(hello.encode())
         delivery_id, kind = connector.key(headers, body)
         delivery_id = _text(delivery_id)
         capture_id = derived_id(_NAMESPACE, f"{source.name}\n{delivery_id}")
@@ -200,7 +221,7 @@ class Edge:
             route.count("disconnected")
             return
         kind = headers.get("content-type", "")
-        outcome: bytes | Refusal = Refusal(
+        outcome: bytes | Refusal | Hello = Refusal(
             422, "invalid", "a score on the survey's scale, a token and perhaps a text are needed"
         )
         try:
@@ -213,6 +234,7 @@ class Edge:
         finally:
             if isinstance(body, Body):
                 self._intake.release(body)
+        assert not isinstance(outcome, Hello)  # own forms have no step of setting up
         if isinstance(outcome, Refusal):
             route.refuse(outcome)
         else:
@@ -234,15 +256,12 @@ class Edge:
         return f"{scope.get('scheme', 'http')}://{headers.get('host', '')}{target}"
 
     async def _page(self, path: str, method: str, send: Send) -> None:
-        if path not in {"/health", "/ready", "/metrics"}:
+        if path not in {"/health", "/ready"}:
             await refuse(send, _NO_PAGE)
         elif method not in {"GET", "HEAD"}:
             await refuse(send, _wrong_method(b"GET, HEAD"))
         elif path == "/health":
             await answer(send, 200, b'{"status":"ok"}')
-        elif path == "/metrics":
-            kind = (b"content-type", prometheus_client.CONTENT_TYPE_LATEST.encode())
-            await answer(send, 200, prometheus_client.generate_latest(), (kind,))
         else:
             await self._ready(send)
 
@@ -297,14 +316,16 @@ async def _serve(settings: Settings, started: Callable[[str, int], None]) -> Non
     app = build(settings)
     listener = _server.listen(settings.edge.host, settings.edge.port)
     host, port = listener.getsockname()[:2]
+    metrics = _metrics_page(settings)
     run_file = settings.home / "run" / "edge.json"
 
     def tell() -> None:
         run_file.parent.mkdir(parents=True, exist_ok=True)
         part = run_file.with_suffix(f".{os.getpid()}.part")  # whoever waits for the file reads all of it
-        part.write_bytes(orjson.dumps({"host": host, "port": port, "pid": os.getpid()}))
+        where = f"http://{settings.edge.metrics_host}:{metrics.server_port}/metrics"
+        part.write_bytes(orjson.dumps({"host": host, "port": port, "pid": os.getpid(), "metrics": where}))
         part.replace(run_file)
-        logger().info(Log.PROCESS_STARTED, role="edge", host=host, port=port)
+        logger().info(Log.PROCESS_STARTED, role="edge", host=host, port=port, metrics=where)
         started(host, port)
 
     try:
@@ -312,22 +333,49 @@ async def _serve(settings: Settings, started: Callable[[str, int], None]) -> Non
             app, listener, tell, grace_s=settings.edge.produce_timeout_s + settings.edge.receive_timeout_s
         )
     finally:
+        metrics.shutdown()
+        metrics.server_close()
         run_file.unlink(missing_ok=True)
         logger().info(Log.PROCESS_STOPPED, role="edge")
+
+
+def _metrics_page(settings: Settings) -> WSGIServer:
+    """Serve the figures in a thread of their own, on an address that vendors don't reach."""
+    edge = settings.edge
+    try:
+        return prometheus_client.start_http_server(edge.metrics_port, edge.metrics_host)[0]
+    except OSError as exc:
+        raise BadSettings(
+            f"the edge's metrics page can't listen on {edge.metrics_host}:{edge.metrics_port}: {exc.strerror}",
+            hint="CAUDAL_EDGE__METRICS_PORT",
+        ) from None
 
 
 def _captures(settings: Settings) -> CaptureLog:
     return Captures(settings, Registry(settings))
 
 
-def _verdict(
-    route: Route, scheme: Scheme, request: SignedRequest, *, token: str, now: datetime, window_s: int
-) -> Verdict:
+def _verdict(route: Route, request: SignedRequest, *, token: str, now: datetime) -> Verdict:
+    assert route.scheme is not None  # a route without one has a fault
     try:
-        return authentic(route.source, scheme, request, route.secrets, token=token, now=now, window_s=window_s)
+        return authentic(
+            route.source, route.scheme, request, route.secrets, token=token, now=now, window_s=route.replay_window_s
+        )
     except Exception as exc:  # a scheme that trips over odd input must not let it in, and must not look like an outage
         logger().error(Log.REQUEST_FAILED, source=route.source.name, error=type(exc).__name__, at=_place(exc))
         return Verdict(ok=False, reason="the signature can't be checked")
+
+
+def _handshake(route: Route, request: SignedRequest) -> str | None:
+    """The connector's answer to a step of setting up; None where it is none. Anyone can ask, so only plain, short words are said."""
+    if route.connector is None or route.connector.handshake is None:
+        return None
+    try:
+        text = route.connector.handshake(request)
+    except Exception as exc:  # as for a scheme
+        logger().error(Log.REQUEST_FAILED, source=route.source.name, error=type(exc).__name__, at=_place(exc))
+        return None
+    return text if text is None or _HARMLESS.fullmatch(text) else None
 
 
 def _place(exc: Exception) -> str:

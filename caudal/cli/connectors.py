@@ -46,16 +46,38 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
 
 @app.command(epilog=examples("caudal connectors show shopify", "caudal connectors show hubspot --json"))
 def show(name: Name, as_json: Json = False) -> None:
-    """Show one connector: how its deliveries are signed and which kinds it reads."""
+    """Show one connector: how its deliveries are signed, what to set up at the vendor's side, which kinds it reads."""
     from caudal import connectors
+    from caudal.connectors import _signatures
 
     connector = connectors.get(name)
     ignored = sorted(connector.ignored)
+    signed, setup = _signatures.described(connector.verify), connector.setup
     if as_json:
-        emit({"name": connector.name, "title": connector.title, "kinds": list(connector.kinds), "ignored": ignored})
+        emit(
+            {
+                "name": connector.name,
+                "title": connector.title,
+                "signed": signed,
+                "signature_versions": list(getattr(connector.verify, "versions", ())),
+                "webhooks": setup and setup.webhooks,
+                "key_at": setup and setup.key_at,
+                "note": setup and setup.note,
+                "topics": list(connector.topics),
+                "kinds": list(connector.kinds),
+                "ignored": ignored,
+            }
+        )
         return
     print(f"{connector.title} ({connector.name})")
-    print("kinds that give events:", *(f"  {kind}" for kind in connector.kinds), sep="\n")
+    print(f"signed: {signed}")
+    if setup:
+        print(f"address and topics: {setup.webhooks}")
+        print(f"secret: {setup.key_at or 'make one up (--generate)'}")
+        print(*([setup.note] if setup.note else []), sep="\n")
+    print("kinds that give events, to subscribe to:", *(f"  {kind}" for kind in connector.topics), sep="\n")
+    if others := sorted(set(connector.kinds) - set(connector.topics)):
+        print("kinds that give events and that no webhook brings:", *(f"  {kind}" for kind in others), sep="\n")
     if ignored:
         print("kinds that say nothing about a customer:", *(f"  {kind}" for kind in ignored), sep="\n")
 
@@ -79,8 +101,11 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether a signature holds: exit status 0 when it does, 1 when not. The replay window is judged only with --at."""
-    from caudal import connectors
+    """Say whether a signature holds: exit status 0 when it does, 1 when not. The replay window is judged only with --at.
+
+    All versions of the vendor's signature are judged; a source takes the strongest alone, unless `signature_versions` names others.
+    """
+    from caudal import connectors, sources
     from caudal.connectors import _tools
 
     with _opened(file) as stream:
@@ -88,7 +113,7 @@ def verify(
     verdict = _tools.verify(
         connectors.get(name),
         body,
-        secrets=secret,
+        secrets=[sources.plain_secret(each, name="--secret") for each in secret],
         headers=_parsed(_tools.parse_headers, headers, "--headers"),
         method=method,
         url=url,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets as random
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -77,10 +78,16 @@ def add(
             for e in exc.errors(include_input=False, include_url=False)
         )
         raise BadSettings(f"source {name}: {faults}") from None
-    value = sys.stdin.readline().strip() if secret == "-" else secret  # noqa: S105 - the mark for standard input
-    if value == "":
-        raise typer.BadParameter("the secret is empty")
+    setup = connectors.get(connector).setup
+    if generate and auth == "signature" and setup is not None and setup.key_at:
+        raise BadSettings(
+            f"source {name}: {connectors.get(connector).title} makes its own secret, and would sign with no other",
+            hint=f"take it from {setup.key_at}, then --secret -",
+        )
+    value = None if secret is None else _secret(source.secrets[-1], secret)
     generated = random.token_urlsafe(32) if generate else None
+    if generated and auth == "basic":
+        generated = f"{name}:{generated}"
     changed = sources.add(configured, source)
     stored = value or generated
     secret_changed = stored is not None and sources.store_secret(configured, source.secrets[-1], stored)
@@ -104,12 +111,15 @@ def add(
         print(f"customers answer at {answer['address']}; `caudal feedback link` makes their links")
     else:
         print(f"send its webhooks to {answer['address']}")
+    if setup:
+        print(f"entered in {setup.webhooks}; `caudal connectors show {connector}` lists the topics")
     if generated and name == feedback.SOURCE:
         print("its secret is made up and kept; nobody else needs it")
     elif generated:
         print(f"its secret, shown only now: {generated}")
     elif not answer["secret_set"]:
-        note(f"its secret is missing: set {sources.secret_variable(source.secrets[0])}, or use --secret -")
+        found = f" ({setup.key_at})" if setup and setup.key_at and auth == "signature" else ""
+        note(f"its secret is missing{found}: set {sources.secret_variable(source.secrets[0])}, or use --secret -")
 
 
 @app.command("list", epilog=examples("caudal sources list", "caudal sources list --json"))
@@ -137,15 +147,55 @@ def list_(as_json: Json = False) -> None:
         table(columns, [[row[column] for column in columns] for row in rows])
 
 
-@app.command(epilog=examples("caudal sources remove shop-br"))
-def remove(name: Annotated[str, typer.Argument(help="The source's name.")]) -> None:
-    """Stop taking deliveries of a source; what it sent stays. Exit status 1 when there is no such source."""
+@app.command(epilog=examples("caudal sources remove shop-br", "caudal sources remove shop-br --keep-secrets"))
+def remove(
+    name: Annotated[str, typer.Argument(help="The source's name.")],
+    *,
+    keep_secrets: Annotated[bool, typer.Option(help="Leave its secrets in the secrets file.")] = False,
+) -> None:
+    """Stop taking deliveries of a source; what it sent stays. Exit status 1 when there is no such source.
+
+    Its secrets go from the secrets file, unless another source uses them.
+    """
     from caudal import sources
 
-    if not sources.remove(settings(), name):
+    configured = settings()
+    source = sources.load(configured).get(name)
+    if source is None or not sources.remove(configured, name):
         note(f"caudal: no source is named {name}")
         raise typer.Exit(NEGATIVE)
     note(f"{name} is removed; what it sent stays")
+    dropped = () if keep_secrets else sources.drop_secrets(configured, source.secrets)
+    if dropped:
+        note(f"removed from {sources.secrets_path(configured)}: {', '.join(dropped)}")
+    for each in source.secrets:
+        if sources.secret_variable(each) in os.environ:
+            note(f"{sources.secret_variable(each)} is still set")
+
+
+def _secret(name: str, given: str) -> str:
+    """The secret that was given, or that standard input holds.
+
+    Raises:
+        BadSettings: it can't be what a vendor gave, or is too short to keep anyone out.
+    """
+    from caudal import sources
+    from caudal.errors import BadSettings
+
+    if given == "-":
+        try:
+            given = sys.stdin.buffer.readline().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise BadSettings("the secret on standard input is not UTF-8") from None
+    value = sources.plain_secret(given, name=name)
+    if not value:
+        raise typer.BadParameter("the secret is empty")
+    if len(value) < sources.SECRET_MIN_CHARS:
+        raise BadSettings(
+            f"secret {name} has {len(value)} characters, fewer than {sources.SECRET_MIN_CHARS}: it could be found by trying",
+            hint="was it cut off? --generate makes one up where the vendor makes none",
+        )
+    return value
 
 
 def _address(configured: Settings, source: Source) -> str:

@@ -190,14 +190,17 @@ async def test_a_sender_that_stalls_is_sent_away(url: str) -> None:
     writer.close()
 
 
-async def test_a_probe_of_the_vendor_and_the_pages_are_answered(url: str, client: httpx.AsyncClient) -> None:
+async def test_a_probe_of_the_vendor_and_the_pages_are_answered(
+    configured: Settings, url: str, client: httpx.AsyncClient
+) -> None:
     for method in ("GET", "HEAD"):
         probe = await client.request(method, f"{url}/in/shop")
         assert (probe.status_code, probe.content) == (200, b"")
     assert (await client.get(f"{url}/health")).json() == {"status": "ok"}
     assert (await _until(client, f"{url}/ready", 200)).json()["ready"]
-    metrics = await client.get(f"{url}/metrics")
-    assert "caudal_deliveries_total" in metrics.text
+    assert (await client.get(f"{url}/metrics")).status_code == 404  # apart from what vendors reach
+    told = json.loads((configured.home / "run" / "edge.json").read_text())
+    assert "caudal_deliveries_total" in (await client.get(told["metrics"])).text
 
 
 async def test_a_source_added_while_the_edge_runs_gets_its_topic(

@@ -271,7 +271,7 @@ def test_adding_a_source_twice_changes_nothing_and_says_what_is_left_to_do(cauda
 
 
 def test_a_secret_is_read_from_standard_input_and_never_shown(caudal):
-    done = caudal("sources", "add", "crm", "--connector", "hubspot", "--secret", "-", stdin="hush-hush\n")
+    done = caudal("sources", "add", "crm", "--connector", "hubspot", "--secret", "-", stdin="hush-hush-hush-hush\n")
     assert done.returncode == 0
     assert "hush" not in done.stdout + done.stderr
     [listed] = json.loads(caudal("sources", "list", "--json").stdout)
@@ -281,7 +281,10 @@ def test_a_secret_is_read_from_standard_input_and_never_shown(caudal):
 
 def test_a_secret_that_changes_is_said_to_be_saved_though_the_source_is_the_same(caudal):
     add = ("sources", "add", "crm", "--connector", "hubspot", "--secret", "-")
-    told = [caudal(*add, stdin=f"{secret}\n").stdout for secret in ("first", "second", "second")]
+    told = [
+        caudal(*add, stdin=f"{secret}\n").stdout
+        for secret in ("the first of them", "the second of them", "the second of them")
+    ]
     assert [[line.split(":")[0] for line in each.splitlines()[:2]] for each in told] == [
         ["saved", "saved"], ["unchanged", "saved"], ["unchanged", "unchanged"],
     ]  # fmt: skip
@@ -298,9 +301,66 @@ def test_the_source_of_own_forms_says_where_customers_answer_and_how_links_are_m
 
 
 def test_a_generated_secret_is_shown_once(caudal):
-    made = json.loads(caudal("sources", "add", "crm", "--connector", "hubspot", "--generate", "--json").stdout)
+    add = (
+        "sources",
+        "add",
+        "crm",
+        "--connector",
+        "hubspot",
+        "--auth",
+        "header",
+        "--header",
+        "x-key",
+        "--generate",
+        "--json",
+    )
+    made = json.loads(caudal(*add).stdout)
     assert len(made["secret"]) >= 32
     assert made["secret"] not in caudal("sources", "list", "--json").stdout
+
+
+@pytest.mark.parametrize("connector", ["shopify", "hubspot", "zendesk"])
+def test_a_vendor_that_makes_its_own_secret_gets_none_made_up(caudal, connector):
+    done = caudal("sources", "add", "it", "--connector", connector, "--generate")
+    assert done.returncode == 78
+    assert "makes its own secret" in done.stderr
+    assert json.loads(caudal("sources", "list", "--json").stdout) == []
+    told = caudal("sources", "add", "it", "--connector", connector)
+    assert f"caudal connectors show {connector}" in told.stdout
+    shown = json.loads(caudal("connectors", "show", connector, "--json").stdout)
+    assert shown["key_at"] in told.stderr
+    assert "HMAC-SHA256" in shown["signed"]
+    assert shown["topics"]
+    assert shown["signed"] in caudal("connectors", "show", connector).stdout
+
+
+def test_a_made_up_secret_for_basic_is_user_and_password(caudal):
+    add = ("sources", "add", "crm", "--connector", "hubspot", "--auth", "basic", "--generate", "--json")
+    made = json.loads(caudal(*add).stdout)
+    assert made["secret"].startswith("crm:")
+    assert made["secret_set"] is True
+
+
+def test_a_short_secret_is_refused_and_an_odd_one_told(caudal):
+    add = ("sources", "add", "crm", "--connector", "hubspot", "--secret")
+    for secret, told in [("x", "1 characters"), ("fifteen-letters", "15 characters"), ('"in-quotes-in-quotes"', "quotes"),
+                         ("in the mid\u200bdle of it", "U+200B")]:  # fmt: skip
+        for done in (caudal(*add, secret), caudal(*add, "-", stdin=f"{secret}\r\n")):
+            assert done.returncode == 78
+            assert told in done.stderr
+            assert secret.strip('"') not in done.stderr
+    assert caudal(*add, " \u200b").returncode == 2
+    assert caudal(*add, "-", stdin="\ufeffsixteen-letters-\u00a0\r\n").returncode == 0
+
+
+def test_removing_a_source_removes_its_secret(caudal, tmp_path):
+    for options, kept in ((("--keep-secrets",), True), ((), False)):
+        caudal("sources", "add", "crm", "--connector", "hubspot", "--secret", "hush-hush-hush-hush")
+        done = caudal("sources", "remove", "crm", *options)
+        assert done.returncode == 0
+        assert "hush" not in done.stderr
+        [path] = tmp_path.rglob("secrets.toml")
+        assert ("hush-hush" in path.read_text()) == kept
 
 
 def test_removing_a_source_that_is_not_there_gives_1(caudal):

@@ -8,10 +8,11 @@ import hmac
 import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import structlog
@@ -369,7 +370,7 @@ async def test_a_vendors_probe_of_a_source_is_answered_empty(app: edge.Edge, met
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("PUT", "/in/shop"), ("DELETE", "/in/shop"), ("POST", "/health"), ("POST", "/metrics")]
+    ("method", "path"), [("PUT", "/in/shop"), ("DELETE", "/in/shop"), ("POST", "/health"), ("POST", "/ready")]
 )
 async def test_other_methods_are_not_served(app: edge.Edge, method: str, path: str) -> None:
     answer = await ask(app, method, path, b"{}", signed(b"{}"))
@@ -588,8 +589,228 @@ async def test_deliveries_are_counted_by_outcome(app: edge.Edge) -> None:
         "unsigned": 1,
         "too_large": 1,
     }
-    metrics = await ask(app, "GET", "/metrics")
-    assert b'caudal_deliveries_total{outcome="accepted",source="shop"}' in metrics.body
+    # the figures stand on an address of their own: what vendors reach is open to everyone
+    assert (await ask(app, "GET", "/metrics")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/in/shop"), ("POST", "/in/shop"), ("PUT", "/in/shop"), ("POST", "/in/nope"), ("POST", "/in/broken"),
+        ("GET", "/health"), ("GET", "/ready"), ("GET", "/x"), ("GET", "/feedback"),
+    ],
+)  # fmt: skip
+async def test_no_answer_is_guessed_at_framed_or_kept(app: edge.Edge, method: str, path: str) -> None:
+    for headers in ({}, signed(b"{}")):
+        answer = await ask(app, method, path, b"{}" if method == "POST" else b"", headers)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_a_header_that_comes_twice_proves_nothing(app: edge.Edge, log: MemoryLog) -> None:
+    good = [(k.encode(), v.encode()) for k, v in signed(b"{}").items()]
+    mark = next(pair for pair in good if pair[0] == b"x-hmac")
+    for twice in ([*good, mark], [*good, (b"x-hmac", b"AAAA")], [(b"x-hmac", b"AAAA"), *good]):
+        assert (await ask(app, "POST", "/in/shop", b"{}", twice)).status == 401
+    for name in ("authorization", "x-api-key"):
+        source, value = {"authorization": ("user", "Basic YW5hOnBhc3M="), "x-api-key": ("keyed", "k3y")}[name]
+        pair = (name.encode(), value.encode())
+        assert (await ask(app, "POST", f"/in/{source}", b"{}", [pair, pair])).status == 401
+        assert (await ask(app, "POST", f"/in/{source}", b"{}", [pair])).status == 202
+    assert len(log.captures) == 2
+
+
+def hubspot(url: str, body: bytes, at: datetime, secret: str = SECRET) -> dict[str, dict[str, str]]:
+    """HubSpot's headers by version of the signature."""
+    stamp = str(int(at.timestamp() * 1000))
+    v3 = hmac.new(secret.encode(), b"POST" + url.encode() + body + stamp.encode(), hashlib.sha256).digest()
+    v2 = hashlib.sha256(secret.encode() + b"POST" + url.encode() + body).hexdigest()
+    v1 = hashlib.sha256(secret.encode() + body).hexdigest()
+    return {
+        "v3": {"x-hubspot-signature-v3": base64.b64encode(v3).decode(), "x-hubspot-request-timestamp": stamp},
+        "v2": {"x-hubspot-signature": v2, "x-hubspot-signature-version": "v2"},
+        "v1": {"x-hubspot-signature": v1, "x-hubspot-signature-version": "v1"},
+    }
+
+
+def notices(at: datetime) -> bytes:
+    stamp = int(at.timestamp() * 1000)
+    return json.dumps([{"objectId": 1, "occurredAt": stamp - 1000}, {"objectId": 2, "occurredAt": stamp}]).encode()
+
+
+@pytest.fixture
+async def crm(settings: Settings, log: MemoryLog) -> AsyncIterator[Callable[[str], edge.Edge]]:
+    """An edge whose source `crm` is of HubSpot, with more lines in its table."""
+    started: list[edge.Edge] = []
+
+    def make(lines: str = "") -> edge.Edge:
+        url = 'public_url = "https://hooks.example.com/crm"'
+        settings.config_file.write_text(f'[sources.crm]\nconnector = "hubspot"\nsecrets = ["shop"]\n{url}\n{lines}\n')
+        app = edge.build(settings, log=log)
+        started.append(app)
+        return app
+
+    yield make
+    for app in started:
+        app._routes.stop()
+
+
+async def started(app: edge.Edge) -> edge.Edge:
+    await app.start()
+    return app
+
+
+URL = "https://hooks.example.com/crm"
+
+
+async def test_only_the_strongest_signature_is_taken_unless_the_source_says_otherwise(
+    crm: Callable[[str], edge.Edge], log: MemoryLog
+) -> None:
+    now = datetime.now(UTC)
+    body = notices(now)
+    headers = hubspot(URL, body, now)
+    for lines, taken in [
+        ("", {"v3"}),
+        ('signature_versions = ["v3"]', {"v3"}),
+        ('signature_versions = ["v2"]', {"v2"}),
+        ('signature_versions = ["v1", "v3"]', {"v3", "v1"}),
+        ('signature_versions = ["v1", "v2", "v3"]', {"v3", "v2", "v1"}),
+    ]:
+        app = await started(crm(lines))
+        assert {v for v in headers if (await ask(app, "POST", "/in/crm", body, headers[v])).status == 202} == taken
+        # a wrong strong signature isn't mended by a right weak one
+        if "v3" in taken:
+            mixed = headers["v1"] | headers["v3"] | {"x-hubspot-signature-v3": "AAAA"}
+            assert (await ask(app, "POST", "/in/crm", body, mixed)).status == 401
+
+
+async def test_the_older_signatures_are_as_old_as_what_they_sign_says(
+    crm: Callable[[str], edge.Edge], log: MemoryLog
+) -> None:
+    app = await started(crm('signature_versions = ["v2", "v1"]'))
+    now = datetime.now(UTC)
+    fresh_stamp = {"x-hubspot-request-timestamp": str(int(now.timestamp() * 1000))}
+    for at in (now - timedelta(hours=2), now + timedelta(hours=2), datetime(1970, 1, 1, tzinfo=UTC)):
+        for version in ("v1", "v2"):
+            body = notices(at)
+            headers = hubspot(URL, body, at)[version]
+            assert (await ask(app, "POST", "/in/crm", body, headers)).status == 401
+            assert (await ask(app, "POST", "/in/crm", body, headers | fresh_stamp)).status == 401  # nobody signed that
+    for body in (
+        b"[]",
+        b"{}",
+        b"",
+        b"not JSON",
+        b'[{"occurredAt": null}]',
+        b'[{"occurredAt": true}]',
+        b'[{"occurredAt": 1e300}]',
+    ):
+        assert (await ask(app, "POST", "/in/crm", body, hubspot(URL, body, now)["v1"])).status == 401
+    old = {"x-hubspot-request-timestamp": "1000"}
+    assert (await ask(app, "POST", "/in/crm", notices(now), hubspot(URL, notices(now), now)["v1"] | old)).status == 401
+    assert log.captures == []
+    wide = await started(crm('signature_versions = ["v1"]\nreplay_window_s = 86400'))
+    body = notices(now - timedelta(hours=2))
+    assert (await ask(wide, "POST", "/in/crm", body, hubspot(URL, body, now)["v1"])).status == 202
+
+
+async def test_a_digest_can_not_be_made_longer(crm: Callable[[str], edge.Edge], log: MemoryLog) -> None:
+    """Length extension: SHA-256 goes on from a known digest, so secret + body + filling + anything has a digest that can be computed."""
+    app = await started(crm('signature_versions = ["v2", "v1"]\nreplay_window_s = 0'))
+    body = notices(datetime.now(UTC))
+    known = len(SECRET) + len(body)
+    filling = b"\x80" + b"\0" * ((55 - known) % 64) + (known * 8).to_bytes(8, "big")
+    longer = body + filling + b'[{"objectId":666}]'
+    for version in ("v1", "v2"):
+        headers = hubspot(URL, longer, datetime.now(UTC))[version]  # what the extension computes without the secret
+        assert (await ask(app, "POST", "/in/crm", longer, headers)).status == 401
+        assert (await ask(app, "POST", "/in/crm", body, hubspot(URL, body, datetime.now(UTC))[version])).status == 202
+
+
+async def test_a_version_that_the_vendor_does_not_have_makes_the_source_unusable(
+    crm: Callable[[str], edge.Edge],
+) -> None:
+    app = await started(crm('signature_versions = ["v4"]'))
+    assert (await ask(app, "POST", "/in/crm", b"[]", {})).status == 503
+    assert "v3, v2, v1" in (await ask(app, "GET", "/ready")).json["unusable_sources"]["crm"]
+
+
+async def test_a_step_of_setting_up_is_answered_and_never_stored(settings: Settings, log: MemoryLog) -> None:
+    def challenged(request: SignedRequest) -> str | None:
+        if b"boom" in request.body:
+            raise RuntimeError("odd input")
+        return parse_qs(request.url.partition("?")[2]).get("challenge", [None])[0]
+
+    shop = replace(_connectors()["shop"], handshake=challenged)
+    app = await started(edge.build(settings, log=log, connectors={"shop": shop}))
+    for method in ("GET", "POST"):
+        answer = await ask(app, method, "/in/shop?challenge=a1B2-c3", b"")
+        assert (answer.status, answer.body) == (200, b"a1B2-c3")
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    expected = {"GET": 200, "POST": 401}
+    for odd in ("<script>", "a%0d%0ab", "%00", "x" * 501, "%C3%A7", "a b"):
+        for method, status in expected.items():
+            answer = await ask(app, method, f"/in/shop?challenge={odd}", b"")
+            assert answer.status == status
+            assert odd.encode() not in answer.body
+    assert (await ask(app, "POST", "/in/shop?challenge=a", b"boom")).status == 401
+    assert (await ask(app, "POST", "/in/shop?challenge=a", b"{}", signed(b"{}"))).status == 202  # signed: a delivery
+    assert len(log.captures) == 1
+    await app.close()
+
+
+async def test_zendesks_test_of_a_webhook_that_is_not_made_yet_is_answered(settings: Settings, log: MemoryLog) -> None:
+    settings.config_file.write_text('[sources.help]\nconnector = "zendesk"\nsecrets = ["shop"]\n')
+    app = await started(edge.build(settings, log=log))
+
+    def sent(secret: str) -> dict[str, str]:
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        digest = hmac.new(secret.encode(), stamp.encode() + b"{}", hashlib.sha256).digest()
+        return {
+            "x-zendesk-webhook-signature": base64.b64encode(digest).decode(),
+            "x-zendesk-webhook-signature-timestamp": stamp,
+        }
+
+    assert (
+        await ask(app, "POST", "/in/help", b"{}", sent("dGhpc19zZWNyZXRfaXNfZm9yX3Rlc3Rpbmdfb25seQ=="))
+    ).status == 200
+    assert log.captures == []
+    assert (await ask(app, "POST", "/in/help", b"{}", sent("another"))).status == 401
+    assert (await ask(app, "POST", "/in/help", b"{}", sent(SECRET))).status == 202
+    await app.close()
+
+
+@pytest.mark.parametrize(
+    "written", ["hush\\n", " hush", "hush\\r\\n", "\\uFEFFhush", "hush\\u00A0", "\\u200Bhush\\u2060", "\\thush\\u3000"]
+)
+async def test_what_can_not_be_seen_around_a_secret_costs_no_delivery(
+    settings: Settings, log: MemoryLog, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (settings.home / "secrets.toml").write_text(f'[secrets]\nshop = "{written}"\n')
+    monkeypatch.setenv("CAUDAL_SECRET_CRM", json.loads(f'"{written}"'))
+    settings.config_file.write_text(
+        '[sources.shop]\nconnector = "shop"\n[sources.crm]\nconnector = "shop"\n[sources.pathed]\nconnector = "shop"\n'
+        'auth = "path_token"\nsecrets = ["shop"]\n'
+    )
+    app = await started(edge.build(settings, log=log, connectors=_connectors()))
+    for name in ("shop", "crm"):
+        assert (await ask(app, "POST", f"/in/{name}", b"{}", signed(b"{}"))).status == 202
+    assert (await ask(app, "POST", "/in/pathed/hush", b"{}")).status == 202
+    await app.close()
+
+
+async def test_a_header_may_carry_a_secret_of_any_letters(settings: Settings, log: MemoryLog) -> None:
+    settings.config_file.write_text(
+        '[sources.keyed]\nconnector = "shop"\nauth = "header"\nheader = "X-Api-Key"\nsecrets = ["keyed"]\n'
+    )
+    (settings.home / "secrets.toml").write_text('[secrets]\nkeyed = "ação"\n', encoding="utf-8")
+    app = await started(edge.build(settings, log=log, connectors=_connectors()))
+    assert (await ask(app, "POST", "/in/keyed", b"{}", [(b"x-api-key", "ação".encode())])).status == 202
+    assert (await ask(app, "POST", "/in/keyed", b"{}", [(b"x-api-key", b"acao")])).status == 401
+    await app.close()
 
 
 _header_values = st.binary(max_size=40).filter(lambda value: not set(value) & {0, 10, 13})

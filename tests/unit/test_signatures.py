@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from caudal.connectors import Hmac, SignedRequest, Verdict, get
-from caudal.connectors._signatures import fresh, matches
+from caudal.connectors import Hmac, SignedRequest, Verdict, get, registry
+from caudal.connectors._signatures import described, fresh, matches
 
 # Origin of each: "published" vectors stand in the cited source and were recomputed; "derived" ones were computed with openssl from the
 # scheme that the source describes.
@@ -150,6 +154,95 @@ def test_candidates_are_compared_with_the_whole_text() -> None:
     assert matches(" abc ", ["x", "abc"])
     assert not matches("abc", ["ab", "abcd", ""])
     assert not matches("abc", [])
+    assert not matches("", [""])
+
+
+@each_vector
+def test_a_signature_written_otherwise_is_another(name: str) -> None:
+    """One delivery has one signature: another case, alphabet or padding, a list, an algorithm of the sender's choice are refused."""
+    scheme, secret, headers, body = VECTORS[name]
+    header, signature = next(iter(headers.items()))
+    bare = signature.removeprefix(scheme.prefix)
+    digest = bytes.fromhex(bare) if scheme.encoding == "hex" else base64.b64decode(bare)
+    other = base64.b64encode(digest).decode() if scheme.encoding == "hex" else digest.hex()
+    forms = {
+        scheme.prefix + other, bare.upper(), bare.rstrip("="), f"{bare}=", f"{signature}, {signature}", f"{signature},x", f"md5={bare}",
+        f"sha1={bare}", f"none={bare}", bare.replace("+", "-").replace("/", "_"), f"SHA256={bare}", f'"{signature}"', f"\u00a0{signature}",
+        hmac.new(secret.encode(), body.encode(), "md5").hexdigest(),
+    } - {signature}  # fmt: skip
+    assert len(forms) > 9
+    for form in forms:
+        assert not verdict(scheme, {header: form}, body.encode(), secret), form
+
+
+@each_vector
+@pytest.mark.parametrize("blank", ["", " ", "\t\n", "\u3000"])
+def test_anyone_can_sign_with_an_empty_secret_so_it_proves_nothing(name: str, blank: str) -> None:
+    scheme, _, headers, body = VECTORS[name]
+    forged = scheme.prefix + scheme.sign(body.encode(), blank)
+    assert not verdict(scheme, {next(iter(headers)): forged}, body.encode(), blank)
+
+
+@pytest.mark.parametrize("name", ["hubspot", "zendesk"])
+def test_a_blank_secret_proves_nothing_where_a_time_is_signed(name: str) -> None:
+    body, stamp = b"{}", "1700000000000"
+    message = {"hubspot": b"POST" + body + stamp.encode(), "zendesk": stamp.encode() + body}[name]
+    signature = base64.b64encode(hmac.new(b"", message, hashlib.sha256).digest()).decode()
+    headers = {
+        "x-hubspot-signature-v3": signature,
+        "x-hubspot-request-timestamp": stamp,
+        "x-zendesk-webhook-signature": signature,
+        "x-zendesk-webhook-signature-timestamp": stamp,
+    }
+    assert not verdict(get(name).verify, headers, body, "")
+    older = {"x-hubspot-signature": hashlib.sha256(body).hexdigest()}
+    assert not verdict(get("hubspot").verify, older, body, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-1700000000",
+        "+1700000000",
+        " 1700000000",
+        "1_700_000_000",
+        "1700000000.0",
+        "1e9",
+        "٠١٢٣٤٥٦٧٨٩",
+        "0x10",
+        "1" * 17,
+        "١" * 10,
+    ],
+)
+def test_a_number_that_no_vendor_writes_is_no_time(text: str) -> None:
+    for unit in ("s", "ms"):
+        assert not fresh(text, unit=unit, now=None, window_s=300).ok  # type: ignore[arg-type]  # a literal
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-12-01", "20261201T100000Z", "2026-W49-2", "2026-12-01 10:00:00Z", "2026-12-01T10Z"]
+)
+def test_a_time_is_written_in_full(text: str) -> None:
+    assert not fresh(text, unit="iso", now=None, window_s=300).ok
+
+
+def test_far_from_now_is_outside_the_window_on_both_sides() -> None:
+    now = datetime(2026, 12, 1, tzinfo=UTC)
+    for text in ("2026-12-01T00:05:01Z", "2026-11-30T23:54:59Z", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00"):
+        assert "window" in fresh(text, unit="iso", now=now, window_s=300).reason
+    assert fresh("2026-12-01T00:04:59Z", unit="iso", now=now, window_s=300).ok
+    # seconds where milliseconds are meant are 1970, and the other way round no time at all
+    assert "window" in fresh(str(int(now.timestamp())), unit="ms", now=now, window_s=300).reason
+    assert not fresh(str(int(now.timestamp() * 1000)), unit="s", now=now, window_s=300).ok
+
+
+def test_every_connector_says_how_its_deliveries_are_signed() -> None:
+    for name, connector in registry().items():
+        assert len(described(connector.verify)) > 40, name
+        assert set(connector.topics) <= set(connector.kinds), name
+        if name != "feedback":
+            assert connector.setup is not None, name
+            assert connector.setup.elsewhere <= set(connector.kinds), name
 
 
 @pytest.mark.parametrize("text", ["", "x", "99999999999999999999", "2026-13-01T00:00:00Z", "nan"])

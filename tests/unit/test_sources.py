@@ -194,3 +194,68 @@ def test_a_changed_file_is_noticed_once(settings: Settings) -> None:
     sources.store_secret(settings, "shop", "s3cret")
     assert watch.changed()
     assert not watch.changed()
+
+
+ODD = ["s\u200bcret", "s\ncret", "s\x00cret", "s\u202ecret", "s\u00a0cret", "s\ufeffcret", "s\u00adcret", "s\u3164cret", "s\ufe0fcret",
+       "s\udcffcret", '"s3cret"', "'s3cret'", "`s3cret`", "s3cret\\n", "s3cret\\r\\n"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_secret_that_no_vendor_gave_is_told_at_once_and_not_shown(settings: Settings, text: str) -> None:
+    for given in (text, f" {text}\n"):
+        with pytest.raises(BadSettings, match="secret shop ") as caught:
+            sources.plain_secret(given, name="shop")
+        assert "cret" not in str(caught.value).removeprefix("secret shop")
+    with pytest.raises(BadSettings, match="secret shop"):
+        sources.store_secret(settings, "shop", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hush", "correct horse battery", "ação-ção", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "ana:pa ss", "a'b\"", "🔑"],
+)
+def test_a_secret_is_trimmed_of_what_can_not_be_seen_and_else_left_as_it_is(text: str) -> None:
+    for around in ("", "\n", "\r\n", " ", "\ufeff", "\u200b", "\u00a0\t", "\u2060\u3000", "\x00", "\u3164"):
+        assert sources.plain_secret(around + text + around, name="x") == text
+    assert sources.plain_secret(" \u200b\n", name="x") == ""
+
+
+def test_a_blank_secret_is_none(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources.add(settings, Source(name="shop", connector="shopify"))
+    monkeypatch.setenv("CAUDAL_SECRET_SHOP", " \n\u200b")
+    with pytest.raises(BadSettings, match="has no secret"):
+        sources.load(settings).secrets("shop")
+    sources.store_secret(settings, "shop", "in the file")
+    assert sources.load(settings).secrets("shop") == ("in the file",)
+
+
+def test_user_and_password_need_a_colon(settings: Settings) -> None:
+    sources.add(settings, Source(name="shop", connector="shopify", auth="basic"))
+    sources.store_secret(settings, "shop", "a password alone")
+    with pytest.raises(BadSettings, match="user:password"):
+        sources.load(settings).secrets("shop")
+
+
+def test_files_may_begin_with_a_byte_order_mark(settings: Settings) -> None:
+    settings.config_file.write_text('\ufeff[sources.shop]\nconnector = "shopify"\n', encoding="utf-8")
+    path = sources.secrets_path(settings)
+    path.parent.mkdir()
+    path.write_text('\ufeff[secrets]\r\nshop = "s3cret"\r\n', encoding="utf-8")
+    assert sources.load(settings).secrets("shop") == ("s3cret",)
+    assert sources.add(settings, Source(name="crm", connector="hubspot"))
+    assert sources.store_secret(settings, "crm", "other")
+    assert sorted(sources.load(settings)) == ["crm", "shop"]
+
+
+def test_a_dropped_secret_is_gone_unless_another_source_uses_it(settings: Settings) -> None:
+    sources.add(settings, Source(name="shop", connector="shopify", secrets=("shop", "both")))
+    sources.add(settings, Source(name="other", connector="shopify", secrets=("both",)))
+    for name in ("shop", "both", "unrelated"):
+        sources.store_secret(settings, name, f"{name}-secret")
+    sources.remove(settings, "shop")
+    assert sources.drop_secrets(settings, ("shop", "both", "never")) == ("shop",)
+    text = sources.secrets_path(settings).read_text()
+    assert "shop-secret" not in text
+    assert "both-secret" in text
+    assert "unrelated-secret" in text
+    assert stat.S_IMODE(sources.secrets_path(settings).stat().st_mode) == 0o600
