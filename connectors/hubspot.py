@@ -12,7 +12,7 @@ https://developers.hubspot.com/docs/apps/legacy-apps/public-apps/create-generic-
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -253,7 +253,7 @@ def contact_stated(record: Record, source: str) -> Iterator[Event]:
         yield SubjectDeleted(subject=of, occurred_at=record.at, kind="deleted", reason="vendor_deleted")
         return
     kept = {name: value for name, value in record.properties.items() if not _is_bookkeeping(name)}
-    yield from _contact(of, record.at, kept, source, also=record.merged)
+    yield from _contact(of, record.at, kept, source, merged=record.merged)
 
 
 @connector.on("contact.deletion")
@@ -381,18 +381,20 @@ def _is_bookkeeping(name: str) -> bool:
 
 
 def _contact(
-    of: str, at: datetime, properties: Mapping[str, str], source: str, also: Iterable[str] = ()
+    of: str, at: datetime, properties: Mapping[str, str], source: str, merged: Sequence[str] = ()
 ) -> Iterator[Event]:
     fields: dict[str, Any] = {}
     cleared: list[str] = []
     attributes: dict[str, str | None] = {}
-    found = [_same(subject(source, "contact", id_)) for id_ in also]
+    merged = (*merged, *_list(properties.get("hs_merged_object_ids", "")))
+    gone = [id_ for id_ in dict.fromkeys(subject(source, "contact", id_) for id_ in merged) if id_ != of]
+    found = [_same(record) for record in gone]
     consents: list[ConsentStated] = []
     for name, value in properties.items():
         if consent := _consent(of, at, name, value):
             consents.append(consent)
         elif name == "hs_merged_object_ids":
-            found += [_same(subject(source, "contact", id_)) for id_ in _list(value)]
+            continue
         elif document := _values.tax_number(name, value):
             fields[document[0]] = document[1]
             found.append(Identifier(kind=document[0], value=document[1]))
@@ -417,6 +419,8 @@ def _contact(
             attributes=attributes,
             **fields,
         )
+    for record in gone:
+        yield SubjectDeleted(subject=record, occurred_at=at, identifiers=(_same(of),), kind="merged", reason="merged")
     yield from consents
 
 

@@ -425,8 +425,10 @@ def customers_merged(m: Merge, source: str, delivery: Delivery) -> Iterator[Even
         return  # requested, in progress or failed: nothing has come of it yet
     gone, kept = subject(source, "customer", _gid(m.deleted)), subject(source, "customer", _gid(m.kept))
     at = _triggered_at(delivery)
-    yield ProfileStated(subject=gone, occurred_at=at, identifiers=identifiers(subject=kept))
-    yield SubjectDeleted(subject=gone, occurred_at=at, kind="deleted", reason="merged")
+    yield ProfileStated(subject=kept, occurred_at=at, identifiers=identifiers(subject=gone))
+    yield SubjectDeleted(
+        subject=gone, occurred_at=at, identifiers=identifiers(subject=kept), kind="deleted", reason="merged"
+    )
 
 
 class Reference(Payload):

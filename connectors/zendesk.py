@@ -670,8 +670,13 @@ def users_merged(e: UserEvent, source: str) -> Iterator[Event]:
     other = _no_id((e.event.get("user") or {}).get("id"))
     if other is None:
         raise MissingField("zendesk: a merge names no other user")
-    same = Identifier(kind="subject", value=subject(source, "user", other))
-    yield from _customer(e.detail, source, e.time, identifiers=(same,))
+    both = subject(source, "user", e.detail.id), subject(source, "user", other)
+    yield from _customer(e.detail, source, e.time, identifiers=identifiers(subject=both[1]))
+    if _is_customer(e.detail):
+        for one, into in (both, both[::-1]):
+            yield SubjectDeleted(
+                subject=one, occurred_at=e.time, identifiers=identifiers(subject=into), kind="merged", reason="merged"
+            )
 
 
 @connector.on("user.role_changed")

@@ -191,6 +191,8 @@ def masks(table: pa.Table) -> set[tuple[str, int]]:
     return {(name, mask) for code, name in enumerate(names) for mask in np.unique(stated[codes == code]).tolist()}
 
 
+MERGED = "merged"
+"""Of `SubjectDeleted`: as a reason, the subject went into another one; as a kind, one of the two went into the other."""
 _LINK = ["subject", "customer_id", "link_seq"]
 
 
@@ -220,21 +222,31 @@ def _distinct(stated: Sequence[pa.Table]) -> pa.Table:
     return distinct.set_column(distinct.schema.get_field_index("facts"), "facts", pa.array(facts, pa.int32()))
 
 
-def _gone(subjects: Any, kinds: Any, at: Any) -> pa.Table:
+def merged_into(kind: str, reason: str | None, identifiers: Sequence[Any]) -> str | None:
+    """The subject that a deleted one went into by its vendor's word."""
+    if kind != MERGED and (kind == "erased" or reason != MERGED):
+        return None
+    return next((i["value"] for i in identifiers if i["kind"] == "subject"), None)
+
+
+def _gone(subjects: Any, kinds: Any, at: Any, into: Sequence[str | None]) -> pa.Table:
     erased = pc.equal(kinds, "erased")
     none = pa.scalar(None, at.type)
     return pa.table(
         {
             "subject": subjects,
-            "deleted_at": pc.if_else(erased, none, at),
+            "deleted_at": pc.if_else(pc.or_(erased, pc.equal(kinds, MERGED)), none, at),
             "erased_at": pc.if_else(erased, at, none),
+            "merged_into": pa.array(into, pa.string()),
         }
     )
 
 
 def _subject_deleted(records: pa.RecordBatch) -> tuple[pa.Table, pa.Table]:
     at = records.column("occurred_at")
-    return _gone(records.column("subject"), records.column("kind"), at), _subjects(records, ALL)
+    said = (records.column(name).to_pylist() for name in ("kind", "reason", "identifiers"))
+    into = [merged_into(*one) for one in zip(*said, strict=True)]
+    return _gone(records.column("subject"), records.column("kind"), at, into), _subjects(records, ALL)
 
 
 def _customer_erased(records: pa.RecordBatch) -> tuple[pa.Table, pa.Table]:
@@ -250,7 +262,8 @@ def _customer_erased(records: pa.RecordBatch) -> tuple[pa.Table, pa.Table]:
         }
     )
     kinds = pa.array(["erased"] * len(named), pa.string())
-    return _gone(named, kinds, records.column("occurred_at").take(parents)), _subjects(links, ALL)
+    at = records.column("occurred_at").take(parents)
+    return _gone(named, kinds, at, [None] * len(named)), _subjects(links, ALL)
 
 
 _GONE = {"SubjectDeleted": _subject_deleted, "CustomerErased": _customer_erased}

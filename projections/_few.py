@@ -29,7 +29,8 @@ FEW_BYTES = 1 << 18
 _BITS = {event: sum(bit(fact.name) for fact in facts) for event, facts in OF_EVENT.items()}
 _PACK = {fact.name: _copy.packer(fact.types) for fact in FACTS}
 _SUBJECTS = {"subject": "text", "customer_id": "text", "link_seq": "bigint", "event_id": "text", "facts": "integer"}
-_GONE = {"subject": "text", "deleted_at": "timestamptz", "erased_at": "timestamptz"}
+_GONE = {"subject": "text", "deleted_at": "timestamptz", "erased_at": "timestamptz", "merged_into": "text"}
+_NOT_DELETED = {"erased", _batch.MERGED}
 _PACK_SUBJECT, _PACK_GONE = _copy.packer([*_SUBJECTS.values()]), _copy.packer([*_GONE.values()])
 
 
@@ -88,7 +89,11 @@ class _Said:
                     self.masks.setdefault(fact.name, set()).add((record["source"], stated))
         if event == "SubjectDeleted":
             for record in records:
-                self._lose(record["subject"], record["occurred_at"], erased=record["kind"] == "erased")
+                kind, at = record["kind"], record["occurred_at"]
+                into = _batch.merged_into(kind, record["reason"], record["identifiers"])
+                self._lose(
+                    record["subject"], at if kind not in _NOT_DELETED else None, at if kind == "erased" else None, into
+                )
                 self._link(record["subject"], record["customer_id"], record["link_seq"], record["event_id"], ALL)
         elif event == "CustomerErased":
             self._gone = self._gone or []
@@ -96,7 +101,7 @@ class _Said:
                 for subject in record["subjects"]:
                     self.named.append(subject)
                     self.positions.append(position)
-                    self._lose(subject, record["occurred_at"], erased=True)
+                    self._lose(subject, None, record["occurred_at"], None)
                     self._link(subject, record["customer_id"], 0, record["event_id"], ALL)
 
     def stage(self, batch: Batch) -> None:
@@ -122,6 +127,6 @@ class _Said:
         first, before = self.links.get((subject, customer, seq), (event_id, 0))
         self.links[subject, customer, seq] = (first, before | facts)
 
-    def _lose(self, subject: str, at: int, *, erased: bool) -> None:
+    def _lose(self, subject: str, deleted_at: int | None, erased_at: int | None, into: str | None) -> None:
         self._gone = self._gone or []
-        self._gone.append(_PACK_GONE((subject, None, at) if erased else (subject, at, None)))
+        self._gone.append(_PACK_GONE((subject, deleted_at, erased_at, into)))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from caudal.projections import _crowd, _places, _rollup
 from caudal.projections._fact import HEADER, Fact
 from caudal.projections._view import View
+from caudal.projections.links import gone_at, merged_at
 from caudal.projections.metrics import PLACED
 from caudal.projections.rollups import ROLLUPS
 
@@ -82,7 +83,8 @@ def tables(schema: str, facts: tuple[Fact, ...], views: tuple[View, ...]) -> dic
         "links": [
             f"""CREATE TABLE {schema}.links (
                 subject text COLLATE "C" PRIMARY KEY, source text COLLATE "C" NOT NULL, customer_id uuid NOT NULL,
-                link_seq bigint NOT NULL, deleted_at timestamptz, erased_at timestamptz) WITH (fillfactor = 90)""",
+                link_seq bigint NOT NULL, deleted_at timestamptz, erased_at timestamptz,
+                merged_into text[] COLLATE "C") WITH (fillfactor = 90)""",
             *link_indexes(schema),
         ],
         **books(schema),
@@ -163,12 +165,12 @@ STAGES = (
     """CREATE TEMP TABLE stage_subjects (
         subject text COLLATE "C", customer_id text, link_seq bigint, event_id text COLLATE "C", facts int)""",
     """CREATE TEMP TABLE stage_gone (
-        subject text COLLATE "C", deleted_at timestamptz, erased_at timestamptz)""",
+        subject text COLLATE "C", deleted_at timestamptz, erased_at timestamptz, merged_into text COLLATE "C")""",
     'CREATE TEMP TABLE stage_moved (subject text COLLATE "C", facts int)',
     "CREATE TEMP TABLE stage_linked (customer_id uuid, facts int, cause text)",
     "CREATE TEMP TABLE touched (customer_id uuid, facts int, cause text)",
     """CREATE TEMP TABLE touched_subjects (
-        customer_id uuid, subject text, source text, deleted_at timestamptz, facts int, crowded boolean)""",
+        customer_id uuid, subject text, source text, deleted_at timestamptz, merged_at timestamptz, facts int, crowded boolean)""",
 )
 """Staging tables that every batch uses."""
 
@@ -244,11 +246,15 @@ touches beside those that are stated of it.
 
 GONE_UPSERT = """
     UPDATE {schema}.links l
-    SET deleted_at = greatest(l.deleted_at, g.deleted_at), erased_at = greatest(l.erased_at, g.erased_at)
-    FROM (SELECT subject, max(deleted_at) AS deleted_at, max(erased_at) AS erased_at FROM stage_gone GROUP BY subject) g
+    SET deleted_at = greatest(l.deleted_at, g.deleted_at), erased_at = greatest(l.erased_at, g.erased_at),
+        merged_into = CASE WHEN g.merged_into IS NULL THEN l.merged_into
+                      ELSE ARRAY(SELECT DISTINCT s FROM unnest(l.merged_into || g.merged_into) s ORDER BY s) END
+    FROM (SELECT subject, max(deleted_at) AS deleted_at, max(erased_at) AS erased_at,
+                 array_agg(merged_into) FILTER (WHERE merged_into IS NOT NULL) AS merged_into
+          FROM stage_gone GROUP BY subject) g
     WHERE l.subject = g.subject
 """
-"""Deletions and erasures only move forward in time, so their order of arrival doesn't matter."""
+"""Deletions and erasures only move forward in time, and merges only add up, so their order of arrival doesn't matter."""
 
 ANY_ERASED = """
     SELECT EXISTS (
@@ -274,8 +280,8 @@ STATED_SETS = """
 """
 """Note which sets of fields each source states; gives the facts of which some source of the batch states more than one."""
 
-TOUCH_SUBJECTS = f"""INSERT INTO touched_subjects (customer_id, subject, source, deleted_at, facts, crowded)
-        SELECT t.customer_id, l.subject, l.source, greatest(l.deleted_at, l.erased_at), t.facts, {_crowd.CROWDED}
+TOUCH_SUBJECTS = f"""INSERT INTO touched_subjects (customer_id, subject, source, deleted_at, merged_at, facts, crowded)
+        SELECT t.customer_id, l.subject, l.source, {gone_at("{schema}.links", "l")}, {merged_at("l")}, t.facts, {_crowd.CROWDED}
         FROM touched t CROSS JOIN LATERAL (SELECT * FROM {{schema}}.links x WHERE x.customer_id = t.customer_id OFFSET 0) l"""
 """All subjects of the touched customers."""
 
@@ -484,10 +490,12 @@ def _blank(schema: str, fact: Fact) -> tuple[str, ...]:
 def _ctes(view: View, schema: str, restriction: str) -> str:
     if restriction:
         return f"""customers AS (SELECT customer_id FROM touched WHERE {restriction}),
-            subjects AS (SELECT customer_id, subject, source, deleted_at, crowded FROM touched_subjects WHERE {restriction})"""
+            subjects AS (SELECT customer_id, subject, source, deleted_at, merged_at, crowded FROM touched_subjects WHERE {restriction})"""
     return f"""customers AS (SELECT DISTINCT customer_id FROM {schema}.links),
         subjects AS (
-            SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at, false AS crowded FROM {schema}.links)"""
+            SELECT customer_id, subject, source, {gone_at(f"{schema}.links", "l")} AS deleted_at, {merged_at("l")} AS merged_at,
+                   false AS crowded
+            FROM {schema}.links l)"""
 
 
 def select(view: View, schema: str, priority: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from caudal.projections._view import View
+from caudal.projections.links import gone_at
 
 __all__ = ["BUILT_IN_MEMBERS", "CRITERIA", "MEMBERS", "MOVES", "SEGMENTS", "segment_members"]
 
@@ -17,9 +18,11 @@ SEGMENTS = {
     # one pass over the customer's consents: granted somewhere, withdrawn nowhere
     "mailable": """p.email IS NOT NULL AND (
         SELECT bool_and(c.state <> 'withdrawn') AND bool_or(c.state = 'granted')
-        FROM (SELECT * FROM {schema}.links x WHERE x.customer_id = k.customer_id {fence}) l
+        FROM (SELECT x.subject, """
+    + gone_at("{schema}.links", "x")
+    + """ AS gone_at FROM {schema}.links x WHERE x.customer_id = k.customer_id {fence}) l
         CROSS JOIN LATERAL (SELECT * FROM {schema}.consents x WHERE x.subject = l.subject AND x.purpose = 'marketing_email' {fence}) c
-        WHERE l.deleted_at IS NULL OR c.occurred_at > l.deleted_at
+        WHERE c.occurred_at > coalesce(l.gone_at, '-infinity')
     )""",
 }
 """Segment → condition over k (the customer), p (profiles) and m (metrics). Mailable: consent in a source, and withdrawn in none."""

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from caudal.projections import PROVENANCE
 from caudal.projections.criteria.fields import SPEND_BASE
+from caudal.projections.links import gone_at, merged_at
 from caudal.projections.profiles import FIELDS
 from caudal.projections.segments import MEMBERS
 from caudal.schemas import position
@@ -34,12 +35,14 @@ POSITION = """
                                'offsets', jsonb_object_agg(partition, next_offset)) FROM live.offsets)
 """
 
-_ATTRIBUTES = """
+
+_GONE_AT, _MERGED_AT = gone_at("live.links", "s"), merged_at("s")
+_ATTRIBUTES = f"""
     SELECT DISTINCT ON (a.name) a.name, s.source, s.subject, a.occurred_at AS since
     FROM live.links s JOIN live.profile_attributes a USING (subject)
-    WHERE s.customer_id = ids.customer_id AND a.value IS NOT NULL
-      AND (s.deleted_at IS NULL OR a.occurred_at > greatest(s.deleted_at, s.erased_at))
-    ORDER BY a.name, ({priority})::int DESC, a.occurred_at DESC, a.captured_at DESC, a.event_id DESC
+    WHERE s.customer_id = ids.customer_id AND a.value IS NOT NULL AND a.occurred_at > coalesce({_GONE_AT}, '-infinity')
+    ORDER BY a.name, ({{priority}})::int DESC, a.occurred_at <= {_MERGED_AT} IS TRUE, a.occurred_at DESC, a.captured_at DESC,
+             a.event_id DESC
 """
 
 _SPEND_BASE = f"""jsonb_build_object(
@@ -59,11 +62,12 @@ _CUSTOMERS = """
          FROM {members} g WHERE g.customer_id = ids.customer_id),
         (SELECT jsonb_agg(to_jsonb(c) - '{{event_id,captured_at,stated}}'::text[]
                           ORDER BY c.purpose, c.occurred_at DESC, c.captured_at DESC, c.event_id DESC)
-         FROM live.links l JOIN live.consents c USING (subject)
-         WHERE l.customer_id = ids.customer_id AND (l.deleted_at IS NULL OR c.occurred_at > greatest(l.deleted_at, l.erased_at))),
+         FROM live.links s JOIN live.consents c USING (subject)
+         WHERE s.customer_id = ids.customer_id AND c.occurred_at > coalesce({gone_at}, '-infinity')),
         (SELECT jsonb_agg(jsonb_build_object('subject', l.subject, 'source', l.source, 'link_seq', l.link_seq,
                               'deleted', l.deleted_at IS NOT NULL, 'deleted_at', l.deleted_at,
-                              'erased', l.erased_at IS NOT NULL, 'erased_at', l.erased_at) ORDER BY l.subject)
+                              'erased', l.erased_at IS NOT NULL, 'erased_at', l.erased_at,
+                              'merged_into', coalesce(l.merged_into, '{{}}')) ORDER BY l.subject)
          FROM live.links l WHERE l.customer_id = ids.customer_id),
         (SELECT jsonb_agg(jsonb_build_object('kind', i.kind, 'value', i.value, 'subjects', i.subjects) ORDER BY i.kind, i.value)
          FROM (SELECT i.kind, i.value, array_agg(i.subject ORDER BY i.subject) AS subjects
@@ -112,8 +116,8 @@ KINDS = (*_FACTS, "link")
 _HIDDEN = ("source", "subject", "occurred_at", "captured_at", "event_id", "stated", "customer_id", "link_seq")
 """Columns that an item shows elsewhere, or not at all."""
 
-_LINKS = """
-    SELECT subject, source, customer_id, link_seq, erased_at, greatest(deleted_at, erased_at) AS gone_at FROM live.links
+_LINKS = f"""
+    SELECT subject, source, customer_id, link_seq, erased_at, {_GONE_AT} AS gone_at FROM live.links s
 """
 
 
@@ -214,7 +218,9 @@ class Customers:
             "provenance": _PROVENANCE.format(**names),
             "attributes": _ATTRIBUTES.format(**names),
         }
-        self._statements = {ids: _CUSTOMERS.format(ids=ids, **parts) for ids in (_BY_ID, _BY_SUBJECT, _BY_IDENTIFIER)}
+        self._statements = {
+            ids: _CUSTOMERS.format(ids=ids, gone_at=_GONE_AT, **parts) for ids in (_BY_ID, _BY_SUBJECT, _BY_IDENTIFIER)
+        }
 
     async def by_id(self, customer_id: uuid.UUID) -> Answer | Missing:
         """The customer, or why there is none."""

@@ -71,6 +71,7 @@ class Subject(_Shape):
     deleted_at: datetime | None
     erased: bool
     erased_at: datetime | None
+    merged_into: list[str]
 
 
 class Identifier(_Shape):

@@ -21,6 +21,7 @@ from caudal.projections.criteria import tree
 from caudal.projections.criteria._due import next_moments
 from caudal.projections.criteria.fields import FACT_KINDS, FIELDS, LINE_COLUMNS, FactKind, Field
 from caudal.projections.criteria.tree import Condition, duration, field_of, measure_of, moment
+from caudal.projections.links import gone_at
 from caudal.projections.segments import SEGMENTS
 
 __all__ = ["SCAN", "SEEK", "Sql", "conditions", "explanation", "judged", "members", "predicate", "reads"]
@@ -470,7 +471,7 @@ class Compiler:
         return f"""FROM (SELECT * FROM {self.schema}.links x WHERE x.customer_id = p.customer_id {fence}) l0
             CROSS JOIN LATERAL (SELECT * FROM {self.schema}.consents x
                                 WHERE x.subject = l0.subject AND x.purpose = {self.value(purpose, "text")} {fence}) f0
-            WHERE (greatest(l0.deleted_at, l0.erased_at) IS NULL OR f0.occurred_at > greatest(l0.deleted_at, l0.erased_at))"""
+            WHERE f0.occurred_at > coalesce({gone_at(f"{self.schema}.links", "l0")}, '-infinity')"""
 
     def valid(self, node: tree.Consent) -> str:
         """That a statement about a purpose makes the condition hold."""

@@ -17,6 +17,7 @@ from caudal.projections.custom import order
 from caudal.projections.custom.metric import RELATIONS, Metric
 from caudal.projections.custom.source import BadMetric, Source
 from caudal.projections.facts import FACTS
+from caudal.projections.links import gone_at
 
 __all__ = ["Checked", "check"]
 
@@ -86,7 +87,7 @@ def _relations(conn: psycopg.Connection[Any]) -> None:
     conn.execute("CREATE SCHEMA metric_check")
     conn.execute(
         f"""CREATE VIEW metric_check.subjects AS
-            SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at FROM {LIVE}.links"""
+            SELECT customer_id, subject, source, {gone_at(f"{LIVE}.links", "l")} AS deleted_at FROM {LIVE}.links l"""
     )
     for name in RELATIONS[1:]:
         own = "" if name == "profiles" else "NULL::uuid AS customer_id, "

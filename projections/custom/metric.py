@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 from caudal.projections._view import View
 from caudal.projections.facts import FACTS
+from caudal.projections.links import gone_at
 from caudal.projections.metrics import metrics_with
 from psycopg.types.json import Jsonb
 
@@ -70,7 +71,7 @@ class Metric:
         """The SELECT that gives the values of a customer as one JSON object; tables are looked for where the session does."""
         parts = [
             f"""subjects AS NOT MATERIALIZED (
-                SELECT customer_id, subject, source, greatest(deleted_at, erased_at) AS deleted_at FROM links x
+                SELECT customer_id, subject, source, {gone_at("links", "x")} AS deleted_at FROM links x
                 WHERE x.customer_id = {customer})"""
         ]
         parts += [

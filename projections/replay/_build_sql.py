@@ -29,7 +29,7 @@ def load_tables(schema: str, facts: tuple[Fact, ...]) -> list[str]:
             subject text COLLATE "C" NOT NULL, customer_id text NOT NULL CHECK (pg_input_is_valid(customer_id, 'uuid')),
             link_seq bigint NOT NULL)""",
         f"""CREATE UNLOGGED TABLE {schema}.load_gone (
-            subject text COLLATE "C" NOT NULL, deleted_at timestamptz, erased_at timestamptz)""",
+            subject text COLLATE "C" NOT NULL, deleted_at timestamptz, erased_at timestamptz, merged_into text COLLATE "C")""",
         f"CREATE UNLOGGED TABLE {schema}.load_offsets (partition int PRIMARY KEY, next_offset bigint, end_offset bigint)",
     ]
     for fact in facts:
@@ -49,13 +49,15 @@ def links_steps(schema: str) -> list[str]:
         f"ANALYZE {schema}.load_subjects",
         f"""CREATE TABLE {schema}.links WITH (fillfactor = 90) AS
             SELECT l.subject, split_part(l.subject, ':', 1) COLLATE "C" AS source, l.customer_id::uuid AS customer_id, l.link_seq,
-                   g.deleted_at, g.erased_at
+                   g.deleted_at, g.erased_at, g.merged_into
             FROM (
                 SELECT DISTINCT ON (subject) * FROM (
                     SELECT DISTINCT subject, customer_id, link_seq FROM {schema}.load_subjects
                 ) stated ORDER BY subject, link_seq DESC, customer_id
             ) l LEFT JOIN (
-                SELECT subject, max(deleted_at) AS deleted_at, max(erased_at) AS erased_at FROM {schema}.load_gone GROUP BY subject
+                SELECT subject, max(deleted_at) AS deleted_at, max(erased_at) AS erased_at,
+                       array_agg(DISTINCT merged_into ORDER BY merged_into) FILTER (WHERE merged_into IS NOT NULL) AS merged_into
+                FROM {schema}.load_gone GROUP BY subject
             ) g USING (subject)""",
         f"""ALTER TABLE {schema}.links ADD PRIMARY KEY (subject), ALTER source SET NOT NULL, ALTER customer_id SET NOT NULL,
             ALTER link_seq SET NOT NULL""",

@@ -21,6 +21,7 @@ from caudal.schemas import (
     Event,
     FeedbackStated,
     FieldCorrected,
+    Identifier,
     InteractionRecorded,
     OrderLine,
     OrderStated,
@@ -74,7 +75,7 @@ def statements(draw: st.DrawFn) -> Event:
     """Any event; header fields other than the link are set here, the link by `logs`."""
     header = {"subject": draw(st.sampled_from(SUBJECTS)), "occurred_at": draw(times)}
     kind = draw(st.sampled_from(["profile"] * 4 + ["order"] * 4 + ["ticket", "subscription", "consent", "feedback", "did", "correct"] * 2
-                                + ["linked", "deleted", "erased", "forgotten"]))  # fmt: skip
+                                + ["linked", "deleted", "erased", "forgotten"] + ["merged"] * 2))  # fmt: skip
     cleared = tuple(draw(st.lists(st.sampled_from(FIELDS), max_size=2, unique=True)))
     if kind == "profile":
         return ProfileStated(
@@ -126,6 +127,10 @@ def statements(draw: st.DrawFn) -> Event:
         )
     if kind == "deleted":
         return SubjectDeleted(**header, kind="deleted", reason="vendor_deleted")
+    if kind == "merged":
+        into = Identifier(kind="subject", value=draw(st.sampled_from(SUBJECTS)))
+        of = draw(st.sampled_from(["deleted", "merged"]))
+        return SubjectDeleted(**header, identifiers=(into,), kind=of, reason="merged")
     if kind == "erased":
         return SubjectDeleted(**header, kind="erased", reason="redact")
     if kind == "forgotten":

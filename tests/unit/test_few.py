@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from caudal.projections import _batch, _few, _publish
 from caudal.projections.profiles import FIELDS
-from caudal.schemas import EVENT_TYPES, CustomerErased, FieldCorrected, ProfileStated, SubjectDeleted
+from caudal.schemas import EVENT_TYPES, CustomerErased, FieldCorrected, Identifier, ProfileStated, SubjectDeleted
 from caudal.schemas.codec import Codec, LocalRegistry
 from hypothesis import given, settings
 from logs import Record
@@ -37,7 +37,13 @@ def among_few(rng: Random, name: str) -> Any:
     if isinstance(said, FieldCorrected) and rng.random() < 0.9:
         said = replace(said, field=rng.choice(list(FIELDS)), value=rng.choice((None, "1", "1980-02-29")))
     if isinstance(said, SubjectDeleted):
-        said = replace(said, kind=rng.choice(("erased", "deleted")))
+        into = (Identifier(kind="email", value="a@x.com"), Identifier(kind="subject", value=rng.choice(SUBJECTS)))
+        said = replace(
+            said,
+            kind=rng.choice(("erased", "deleted", "merged")),
+            reason=rng.choice((None, "merged")),
+            identifiers=into[rng.randrange(2) :],
+        )
     if isinstance(said, CustomerErased):
         said = replace(said, subjects=tuple(rng.choices(SUBJECTS, k=rng.randrange(4))))
     if "cleared" in said.__slots__:

@@ -320,9 +320,13 @@ def test_the_main_address_is_cleared_only_when_none_takes_its_place() -> None:
 
 
 def test_a_merge_says_that_two_users_are_one_person() -> None:
-    profile = one(translate(event("user.merged", {"user": {"id": "43"}})))
+    profile, *both = translate(event("user.merged", {"user": {"id": "43"}}))
     assert profile.identifiers[-1].kind == "subject"
     assert profile.identifiers[-1].value == "help:user:43"
+    assert [(e.subject, e.kind, e.identifiers[0].value) for e in both] == [
+        ("help:user:42", "merged", "help:user:43"),
+        ("help:user:43", "merged", "help:user:42"),
+    ], "which of them is gone only its deletion tells"
 
 
 def test_each_tag_that_came_or_went_is_stated_by_itself() -> None:
