@@ -48,6 +48,11 @@ class CaudalError(Exception):
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
+    @property
+    def excerpt(self) -> str:
+        """Lines of the caller's own text that show where the fault is; for its author's eyes, never logged."""
+        return ""
+
 
 class Fatal(CaudalError):
     """Stop: trying again can't help, a human is needed."""

@@ -5,59 +5,11 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, timedelta
 
+from caudal.codes import country, gender, language
+
 __all__ = ["country", "day", "gender", "language", "moment", "slug", "tax_number", "timezone"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-_GENDERS = {
-    **dict.fromkeys(("f", "female", "feminino", "femenino", "mulher", "mujer", "woman"), "female"),
-    **dict.fromkeys(("m", "male", "masculino", "homem", "hombre", "man"), "male"),
-    **dict.fromkeys(("other", "outro", "otro"), "other"),
-}
-
-_COUNTRIES = {
-    name: code
-    for code, names in {
-        "AO": "angola",
-        "AR": "argentina",
-        "AU": "australia|austrália",
-        "AT": "austria|áustria",
-        "BE": "belgium|bélgica",
-        "BO": "bolivia|bolívia",
-        "BR": "brazil|brasil",
-        "CA": "canada|canadá",
-        "CL": "chile",
-        "CN": "china",
-        "CO": "colombia|colômbia",
-        "CV": "cape verde|cabo verde",
-        "DE": "germany|alemanha|alemania|deutschland",
-        "DK": "denmark|dinamarca",
-        "EC": "ecuador|equador",
-        "ES": "spain|espanha|españa",
-        "FR": "france|frança|francia",
-        "GB": "united kingdom|reino unido|great britain|england|uk",
-        "IE": "ireland|irlanda",
-        "IN": "india|índia",
-        "IT": "italy|itália|italia",
-        "JP": "japan|japão",
-        "LU": "luxembourg|luxemburgo",
-        "MX": "mexico|méxico",
-        "MZ": "mozambique|moçambique",
-        "NL": "netherlands|the netherlands|países baixos|holanda",
-        "NO": "norway|noruega",
-        "NZ": "new zealand|nova zelândia",
-        "PE": "peru|perú",
-        "PL": "poland|polônia|polónia",
-        "PT": "portugal",
-        "PY": "paraguay|paraguai",
-        "SE": "sweden|suécia",
-        "CH": "switzerland|suíça",
-        "US": "united states|united states of america|usa|estados unidos",
-        "UY": "uruguay|uruguai",
-        "VE": "venezuela",
-    }.items()
-    for name in names.split("|")
-}
 
 _SMALL_WORDS = frozenset({"of", "es", "au", "d", "in"})
 """Words that IANA zone names write small, as in America/Port_of_Spain."""
@@ -98,23 +50,6 @@ def _date(year: int, month: int, day_: int) -> date | None:
         return None
 
 
-def country(value: object) -> str | None:
-    """ISO 3166 alpha-2, from the code itself or the English, Portuguese or Spanish name of the countries we meet most."""
-    text = str(value).strip()
-    if re.fullmatch(r"[A-Za-z]{2}", text) and text.lower() != "uk":
-        return text.upper()
-    return _COUNTRIES.get(text.lower())
-
-
-def language(value: object) -> str | None:
-    """BCP 47 with its usual capitals: `pt-br` and `pt_BR` become `pt-BR`."""
-    parts = str(value).strip().replace("_", "-").split("-")
-    if not re.fullmatch(r"[A-Za-z]{2,3}", parts[0]) or not all(re.fullmatch(r"[A-Za-z0-9]{2,8}", p) for p in parts[1:]):
-        return None
-    shape = {2: str.upper, 4: str.title}
-    return "-".join([parts[0].lower(), *(shape.get(len(part), str.lower)(part) for part in parts[1:])])
-
-
 def timezone(value: object) -> str | None:
     """An IANA zone, also as HubSpot spells it: `america_slash_sao_paulo` becomes `America/Sao_Paulo`."""
     text = str(value).strip()
@@ -122,12 +57,6 @@ def timezone(value: object) -> str | None:
         return text if re.fullmatch(r"[A-Z][A-Za-z]+(/[A-Za-z0-9_+-]+)+", text) else None
     words = re.split(r"(/|_|-)", text.replace("_slash_", "/").replace("_hyphen_", "-"))
     return "".join(word if word in _SMALL_WORDS else word.capitalize() for word in words)
-
-
-def gender(value: object) -> str | None:
-    """female, male, other, or the source's own word in lower case."""
-    text = str(value).strip().lower()
-    return _GENDERS.get(text, text) or None
 
 
 def tax_number(name: str, value: str) -> tuple[str, str] | None:

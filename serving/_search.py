@@ -27,6 +27,7 @@ from caudal.projections.membership import definitions
 from caudal.projections.metrics import metrics
 from caudal.projections.profiles import profiles
 from caudal.projections.segments import MEMBERS, SEGMENTS
+from caudal.serving._hints import hints
 from caudal.serving._read import POSITION, Answer, token_of
 from psycopg_pool import AsyncConnectionPool
 
@@ -279,6 +280,8 @@ class Search:
             await check_names(conn, asked.criteria)
             query = _Query(asked, indexed=indexed)
             data, way = await self._listed(conn, query)
+            if not data["customers"] and asked.after is None:
+                data["hints"] = await hints(conn, asked.criteria)
             if asked.count or asked.facets:
                 data |= await self._counted(conn, query, way)
         return Answer(reflected, data)

@@ -218,7 +218,8 @@ class Segments:
             BadCriteria: the fields or segments that are named aren't there.
         """
         found = await self._search.page(Searched(criteria=condition, count=True, limit=limit, fields=fields))
-        return Answer(found.token, {"count": found.data["count"], "sample": found.data["customers"]})
+        data = {"count": found.data["count"], "sample": found.data["customers"]}
+        return Answer(found.token, data | {name: found.data[name] for name in ("hints",) if name in found.data})
 
     async def overlap(self, of: str | Condition) -> dict[str, Any]:
         """How many of a segment's members, or of whom criteria hold of, are in the other segments too, most first.

@@ -178,6 +178,10 @@ class SearchAnswer(_Shape):
     next: str | None = Field(description="Give it as `after` for the following page; null at the end.")
     count: Count | None = None
     facets: dict[str, list[Value]] | None = None
+    hints: list[str] | None = Field(
+        default=None,
+        description="Where nobody was found: values in the criteria that no data have, and what may be meant.",
+    )
     token: str
 
 
@@ -272,6 +276,10 @@ class PreviewAnswer(_Shape):
     count: Count
     sample: list[Found]
     overlap: OverlapAnswer | None = None
+    hints: list[str] | None = Field(
+        default=None,
+        description="Where nobody was found: values in the criteria that no data have, and what may be meant.",
+    )
     token: str
 
 

@@ -134,6 +134,8 @@ def complain(error: CaudalError) -> None:
     text = f"{error.code}: {error}".replace("\n", " ")
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}caudal: {text}{plain}", file=sys.stderr, flush=True)
+    if error.excerpt:
+        print("\n".join(f"  {line}" for line in error.excerpt.splitlines()), file=sys.stderr, flush=True)
 
 
 def bug(error: Exception) -> CaudalError:

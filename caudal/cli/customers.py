@@ -175,6 +175,8 @@ def search(
         if found.data["next"]:
             note(f"there are more: --after {found.data['next']}")
     if not found.data["customers"]:
+        for hint in found.data.get("hints", ()):
+            note(f"hint: {hint}")
         raise typer.Exit(NEGATIVE)
 
 
@@ -237,7 +239,14 @@ def show(customer: dict[str, Any]) -> None:
         ("consent", "state", "source", "since"),
         [(c["purpose"], c["state"], c["source"], c["occurred_at"][:19]) for c in customer["consents"]],
     )
-    _section(("subject", "deleted"), [(each["subject"], each["deleted"]) for each in customer["subjects"]])
+    _section(
+        ("subject", "state", "since"),
+        [
+            (each["subject"], state, (each[f"{state}_at"] or "")[:19] if state else "")
+            for each in customer["subjects"]
+            for state in ["erased" if each["erased"] else "deleted" if each["deleted"] else ""]
+        ],
+    )
 
 
 def _section(columns: tuple[str, ...], rows: Any) -> None:

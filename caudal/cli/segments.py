@@ -199,6 +199,8 @@ def preview(
         return
     print(f"{_many(found['count']['value'], exact=found['count']['exact'])}\n")
     table(("customer", *fields), [[each[name] for name in ("customer_id", *fields)] for each in found["sample"]])
+    for hint in found.get("hints", ()):
+        note(f"hint: {hint}")
     if with_overlap:
         print()
         _show_overlap(found["overlap"])

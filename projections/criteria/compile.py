@@ -24,7 +24,7 @@ from caudal.projections.criteria.tree import Condition, duration, field_of, meas
 from caudal.projections.links import gone_at
 from caudal.projections.segments import SEGMENTS
 
-__all__ = ["SCAN", "SEEK", "Sql", "conditions", "explanation", "judged", "members", "predicate", "reads"]
+__all__ = ["SCAN", "SEEK", "Sql", "conditions", "explanation", "judged", "members", "order_lines", "predicate", "reads"]
 
 
 _COLUMNS = 1_000
@@ -263,13 +263,13 @@ class Compiler:
             case "text":
                 return self._text(sql, op, value, _folded)
             case "code":
-                return self._text(sql, op, value, _exactly)
+                return self._text(sql, *_coded(found, op, value), _exactly)
             case "list":
                 return (
                     f"EXISTS (SELECT FROM unnest({sql}) e WHERE {_folded('e')} = {_folded(self.value(value, 'text'))})"
                 )
             case "codes":
-                return f"{self.value(value, 'text')} = ANY ({sql})"
+                return f"{self.value([*found.forms(str(value))], 'text[]')} && ({sql})"
             case "attribute" if isinstance(value, str) or (isinstance(value, list) and isinstance(value[0], str)):
                 return self._text(sql, op, value, _folded)
             case "attribute":
@@ -393,7 +393,7 @@ class Compiler:
             asked |= {found.sql.removeprefix("i.")} if found.line else set()
         if lines:
             # all conditions on lines are met by one and the same line
-            parts.append(f"EXISTS (SELECT FROM {_lines(f, asked)} WHERE {' AND '.join(lines)})")
+            parts.append(f"EXISTS (SELECT FROM {order_lines(f, asked)} WHERE {' AND '.join(lines)})")
         return " AND ".join(parts)
 
     def _fact(self, node: tree.Fact) -> str:
@@ -440,7 +440,7 @@ class Compiler:
             if found.line:
                 asked.add(found.sql.removeprefix("i."))
                 fits.append(self.compared(found, part, compare.op, compare.value))
-        return f"(SELECT sum(i.quantity) FROM {_lines('f0', asked)} WHERE {' AND '.join(fits)})"
+        return f"(SELECT sum(i.quantity) FROM {order_lines('f0', asked)} WHERE {' AND '.join(fits)})"
 
     def _sequence(self, node: tree.Sequence) -> str:
         return self._exists(self.followed(node))
@@ -507,6 +507,15 @@ def _each(value: tree.Value, convert: Callable[[Any], Any]) -> Any:
     return [convert(v) for v in value] if isinstance(value, list) else convert(value)
 
 
+def _coded(found: Field, op: str, value: tree.Value) -> tuple[str, tree.Value]:
+    """A comparison of a code with every form that the value may stand as."""
+    given = value if isinstance(value, list) else [value]
+    forms: list[Any] = list(dict.fromkeys(form for each in given for form in found.forms(str(each))))
+    if len(forms) == 1 and not isinstance(value, list):
+        return op, forms[0]
+    return {"=": "in", "!=": "not in"}.get(op, op), forms
+
+
 def _numbers(value: Any) -> tuple[Any, str]:
     """Numbers and their SQL type; a list has one type for all."""
     numbers = value if isinstance(value, list) else [value]
@@ -539,7 +548,7 @@ def _as(sql: str, alias: str) -> str:
     return sql.replace("f.", f"{alias}.")
 
 
-def _lines(alias: str, asked: set[str]) -> str:
+def order_lines(alias: str, asked: set[str]) -> str:
     """The lines of an order as rows of the columns that are asked for."""
     columns = {name: column for name, column in LINE_COLUMNS.items() if name in asked}
     arrays = ", ".join(f"{alias}.{column}" for column in columns.values())

@@ -6,12 +6,14 @@ moment that is asked about and `{currency}` the currency of an amount. Everythin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from caudal.projections.metrics import metrics
 from caudal.projections.profiles import FIELDS as PROFILE_FIELDS
+
+from caudal import codes
 
 __all__ = ["FACT_KINDS", "FIELDS", "HUB_TABLES", "OPERATORS", "SPEND_BASE", "FactKind", "Field", "Kind", "exponent"]
 
@@ -32,7 +34,49 @@ OPERATORS: Mapping[Kind, tuple[str, ...]] = {
     "days": (*_ORDERED, "known"),
     "age": (*_ORDERED, "in", "not in", "known"),
 }
-"""Kind of a field → what may be asked of it. `text` and `list` are compared without case and accents, `code` and `codes` exactly."""
+"""Kind of a field → what may be asked of it. `text` and `list` are compared without case and accents; the value that is asked of
+`code` and `codes` is brought to the code's form (see `Field.forms`)."""
+
+
+Forms = Callable[[str], tuple[str, ...]]
+
+
+def _distinct(*values: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(value for value in values if value))
+
+
+def _lower(value: str) -> tuple[str, ...]:
+    """Our own words are lower case; others stand as they are."""
+    return _distinct(value, value.lower())
+
+
+def _country(value: str) -> tuple[str, ...]:
+    return _distinct(codes.country(value), value)
+
+
+def _language(value: str) -> tuple[str, ...]:
+    return _distinct(codes.language(value), value)
+
+
+def _gender(value: str) -> tuple[str, ...]:
+    return _distinct(codes.gender(value), value)
+
+
+def _region(value: str) -> tuple[str, ...]:
+    """Sources state a region's code where they know it, else its name."""
+    code = codes.region(value)
+    return _distinct(value, value.upper(), code, codes.state(code) if code else None)
+
+
+def _any_case(value: str) -> tuple[str, ...]:
+    return _distinct(value, value.upper(), value.lower())
+
+
+_FORMS: Mapping[str, Forms] = {
+    "country": _country, "shipping_country": _country, "language": _language, "gender": _gender, "region": _region,
+    "shipping_region": _region, "postal_code": _any_case,
+}  # fmt: skip
+"""Name of a field → its forms."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +91,7 @@ class Field:
         since: of `days` and `age`: the time or date that the value counts from.
         hub: one of `HUB_TABLES` that it reads, too.
         line: it is of a line of an order, not of the order.
+        forms: of `code` and `codes`: what a value that somebody asks for may stand as.
     """
 
     kind: Kind
@@ -56,6 +101,7 @@ class Field:
     since: str = ""
     line: bool = False
     hub: str = ""
+    forms: Forms = _lower
 
 
 @dataclass(frozen=True)
@@ -123,7 +169,9 @@ def _elapsed(column: str, view: str) -> Field:
 
 def _profile() -> dict[str, Field]:
     found = {
-        name: Field("code" if name in _EXACT else _PROFILE_KINDS[type_], f"p.{name}", "profiles")
+        name: Field(
+            "code" if name in _EXACT else _PROFILE_KINDS[type_], f"p.{name}", "profiles", forms=_FORMS.get(name, _lower)
+        )
         for name, type_ in PROFILE_FIELDS.items()
     }
     found["sources"] = Field("codes", "p.sources", "profiles", "sources that know the customer")
@@ -221,7 +269,7 @@ def _of(table: str, **kinds: str) -> dict[str, Field]:
     found = {"source": Field("code", "f.source", table)}
     for name, spec in kinds.items():
         kind, _, column = spec.partition(":")
-        found[name] = Field(cast("Kind", kind), f"f.{column or name}", table)
+        found[name] = Field(cast("Kind", kind), f"f.{column or name}", table, forms=_FORMS.get(name, _lower))
     return found
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 from decimal import Decimal
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
 from caudal.projections.criteria import tree
-from caudal.projections.criteria.fields import FACT_KINDS, exponent
+from caudal.projections.criteria.fields import FACT_KINDS, FIELDS, exponent
 from caudal.projections.criteria.tree import BadCriteria
 from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
@@ -22,12 +23,19 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 __all__ = ["parse", "print_text", "read"]
 
 _WORDS = {
-    "NAME": "a name", "STRING": "a text in double quotes", "NUMBER": "a number", "MONEY": "an amount such as 500 BRL",
-    "DURATION": "a duration such as 90d", "TIME": "a date", "CURRENCY": "a currency", "OPERATOR": "a comparison such as =",
+    "NAME": "a name", "STRING": "a text in quotes", "NUMBER": "a number", "MONEY": "an amount such as 500 BRL",
+    "DURATION": "a duration such as 90d or 3 months", "TIME": "a date", "CURRENCY": "a currency", "OPERATOR": "a comparison such as =",
     "LPAR": "(", "RPAR": ")", "LSQB": "[", "RSQB": "]", "COMMA": ",", "DOT": ".", "$END": "the end",
 }  # fmt: skip
 _KEYWORDS = {"then", "within", "and", "or", "not", "in", "between", "contains", "has", "is", "known", "unknown", "true",
              "false"}  # fmt: skip
+_OPERATORS = {"==": "=", "<>": "!=", "≠": "!=", "≤": "<=", "≥": ">="}
+_QUOTED = r'"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|“[^”\n]*”'
+_UNIT_WORDS = (
+    ("sem", "w", 1), ("we", "w", 1), ("se", "s", 1), ("mi", "min", 1), ("h", "h", 1), ("d", "d", 1), ("m", "d", 30), ("y", "d", 365),
+    ("a", "d", 365),
+)  # fmt: skip
+"""Beginning of a unit's name in English or Portuguese → our unit, and how many."""
 _WINDOW = ("within", "since", "until")
 _MEASURES = ("times", "units", "amount", "amount_minor")
 
@@ -54,20 +62,20 @@ def parse(text: str) -> tree.Condition:
         _shallow(text)
         data = reader.transform(_parser().parse(text))
     except UnexpectedInput as exc:
-        raise _unexpected(exc, text) from None
+        raise _unexpected(exc, text).within(text) from None
     except VisitError as exc:
-        raise exc.orig_exc from None
+        raise (exc.orig_exc.within(text) if isinstance(exc.orig_exc, BadCriteria) else exc.orig_exc) from None
     try:
         return tree.load(data)
     except BadCriteria as exc:
         exc.position = reader.position(data, exc.path)
-        raise
+        raise exc.within(text) from None
 
 
 def _shallow(text: str) -> None:
     """Refuse nesting that no tree may have, before the parser builds it."""
     depth = 0
-    for place, character in enumerate(re.sub(r'"(?:[^"\\\n]|\\.)*"', lambda m: " " * len(m[0]), text)):
+    for place, character in enumerate(re.sub(_QUOTED, lambda m: " " * len(m[0]), text)):
         depth += (character in "([") - (character in ")]")
         if depth > 4 * tree.MAX_DEPTH:
             raise BadCriteria("too many brackets within brackets", position=place)
@@ -172,7 +180,8 @@ class _Reader(Transformer[Token, Any]):
         return [*values]
 
     def comparison(self, field: Token, operator: Token, value: Any) -> Any:
-        return self._compared(field, re.sub(r"\s+", " ", operator.value.lower()), operator, value)
+        op = re.sub(r"\s+", " ", operator.value.lower())
+        return self._compared(field, _OPERATORS.get(op, op), operator, value)
 
     def between(self, field: Token, low: Token, high: Token) -> Any:
         return self._compared(field, "between", low, [low, high])
@@ -184,6 +193,8 @@ class _Reader(Transformer[Token, Any]):
 
     def _compared(self, field: Token, op: str, operator: Token, value: Any) -> Any:
         tokens = value if isinstance(value, list) else [value]
+        if any(token.type == "AGO" for token in tokens):
+            return self._relative(field, op, operator, tokens)
         values = [_value(token) for token in tokens]
         name = field.value
         if any(isinstance(v, _Money) for v in values):
@@ -194,6 +205,37 @@ class _Reader(Transformer[Token, Any]):
             values = [v.minor for v in values]
         data = {"field": name, "op": op, "value": values if isinstance(value, list) else values[0]}
         return self._made(data, _at(field), field=_at(field), op=_at(operator), value=_at(tokens[0]))
+
+    def ago(self, length: Token) -> Token:
+        return Token("AGO", length.value, start_pos=length.start_pos)
+
+    def _relative(self, field: Token, op: str, operator: Token, tokens: list[Token]) -> Any:
+        """A comparison with `30 days ago` as one of whole days since, which says the same and knows when it flips."""
+        places = {"field": _at(field), "op": _at(operator), "value": _at(tokens[0])}
+        if field.value == "since" and op == "=":
+            return self._made({"field": "within", "op": "=", "value": _duration(tokens[0])}, _at(field), **places)
+        name = f"days_since_{field.value.removesuffix('_at')}"
+        if name not in FIELDS or field.value not in FIELDS:
+            dated = ", ".join(f for f in FIELDS if f"days_since_{f.removesuffix('_at')}" in FIELDS)
+            raise BadCriteria(
+                "a time that moves can't stand here", position=_at(tokens[0]), expected=("a date", f"a time of {dated}")
+            )
+        days = [_days(token) for token in tokens]
+        match op:
+            case ">" | ">=":
+                compared, wanted = "<", days[:1]
+            case "<" | "<=":
+                compared, wanted = ">=", days[:1]
+            case "between" if len(days) == 2 and days[0] > days[1]:
+                compared, wanted = "between", [days[1], days[0] - 1]
+            case _:
+                raise BadCriteria(
+                    "this can't be asked of a time that moves", position=_at(operator),
+                    expected=("<", ">", "between 60 days ago and 30 days ago"),
+                )  # fmt: skip
+        return self._made(
+            {"field": name, "op": compared, "value": wanted if op == "between" else wanted[0]}, _at(field), **places
+        )
 
     def call(self, name: Token, *arguments: Any) -> Any:
         given = [_Literal(_value(a), _at(a)) if isinstance(a, Token) else a for a in arguments if a is not None]
@@ -265,7 +307,7 @@ class _Reader(Transformer[Token, Any]):
         return self._made(data, marks["field"], measure=marks["field"], op=marks["op"], value=marks["value"])
 
     def step(self, absent: Token | None, fact: Any, within: Token) -> Any:
-        data = {"fact": fact, "within": within.value, **({"absent": True} if absent else {})}
+        data = {"fact": fact, "within": _duration(within), **({"absent": True} if absent else {})}
         return self._made(data, self._marks[id(fact), ""], within=_at(within))
 
     def sequence(self, fact: Any, *steps: Any) -> Any:
@@ -276,9 +318,32 @@ def _at(token: Token) -> int:
     return token.start_pos or 0
 
 
+def _duration(token: Token) -> str:
+    """`3 months` as `90d`; a month is 30 days, a year 365. What has no such form is left for the tree's own check."""
+    found = re.fullmatch(r"0*([0-9]+)\s*(.+)", token.value)
+    if found is None or found[2] in {"s", "min", "h", "d", "w"}:
+        return str(token.value)
+    number, word = min(int(found[1][:10]), 10**6), found[2].lower()  # beyond any window, which the tree's check refuses
+    unit, length = next((unit, length) for start, unit, length in _UNIT_WORDS if word.startswith(start))
+    return f"{number * length}{unit}"
+
+
+def _days(token: Token) -> int:
+    length = tree.duration(_duration(token))
+    if length % timedelta(days=1):
+        raise BadCriteria("whole days are needed", position=_at(token))
+    return length.days
+
+
 def _string(token: Token) -> str:
+    text = str(token.value)
+    if text[0] == "“":
+        return text[1:-1]
+    if text[0] == "'":
+        inner = re.sub(r'\\.|"', lambda m: {"\\'": "'", '"': '\\"'}.get(m[0], m[0]), text[1:-1])
+        text = f'"{inner}"'
     try:
-        return str(json.loads(token.value, strict=False))
+        return str(json.loads(text, strict=False))
     except ValueError:
         raise BadCriteria("a backslash in a text is followed by what JSON allows", position=_at(token)) from None
 
@@ -296,6 +361,10 @@ def _value(token: Token) -> Any:
             return _Money(Decimal(amount), currency, _at(token))
         case "TRUE" | "FALSE":
             return token.type == "TRUE"
+        case "DURATION":
+            return _duration(token)
+        case "AGO":
+            raise BadCriteria("a time that moves can't stand here", position=_at(token))
         case _:
             return token.value
 

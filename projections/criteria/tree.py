@@ -6,7 +6,7 @@ A condition holds or doesn't: a comparison with something unknown doesn't hold, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
@@ -55,6 +55,7 @@ __all__ = [
     "metrics_named",
     "moment",
     "order",
+    "unknown",
     "walk",
 ]
 
@@ -64,6 +65,8 @@ MAX_LIST = 1_000
 MAX_STRING = 200
 MAX_TEXT = 65_536
 MAX_WINDOW = timedelta(days=3650)
+EXCERPT = 100
+"""Characters of a text that are shown around a fault."""
 _RAW_DEPTH = 4 * MAX_DEPTH
 _RAW_ITEMS = 20_000
 _INTEGER = 2**63
@@ -80,9 +83,35 @@ class BadCriteria(Poison):
         self.path = path
         self.position = position
         self.expected = expected
+        self._text = ""
+
+    def within(self, text: str) -> BadCriteria:
+        """The same fault, knowing the text that `position` counts in."""
+        self._text = text
+        return self
+
+    @property
+    def excerpt(self) -> str:
+        """The line of the text with a caret under the fault; empty where there is no text."""
+        if self.position is None or not self._text.strip():
+            return ""
+        line, column = self._line_and_column()
+        start = max(0, column - EXCERPT + 20)
+        shown = line[start : start + EXCERPT].replace("\t", " ")
+        return f"{shown}\n{' ' * (column - start)}^"
+
+    def _line_and_column(self) -> tuple[str, int]:
+        """The line that the position is in, and its place there, both from 0."""
+        assert self.position is not None
+        begin = self._text.rfind("\n", 0, self.position) + 1
+        return self._text[begin:].partition("\n")[0], self.position - begin
 
     def __str__(self) -> str:
-        where = f"at character {self.position + 1}: " if self.position is not None else self.path and f"{self.path}: "
+        where = self.path and f"{self.path}: "
+        if self.position is not None:
+            where = f"at character {self.position + 1}: "
+            if (line := self._text.count("\n", 0, self.position)) > 0:
+                where = f"at line {line + 1}, character {self._line_and_column()[1] + 1}: "
         wanted = f"; expected {', '.join(self.expected)}" if self.expected else ""
         return f"{where}{self.message}{wanted}"
 
@@ -416,7 +445,7 @@ def _check(node: Condition, path: str) -> None:
 def _check_fact(node: Fact, path: str, *, counted: bool = True) -> None:
     kind = FACT_KINDS.get(node.fact)
     if kind is None:
-        raise BadCriteria(_unknown("kind of fact", node.fact, FACT_KINDS), path=_under(path, "fact"))
+        raise BadCriteria(unknown("kind of fact", node.fact, FACT_KINDS), path=_under(path, "fact"))
     if node.within is not None:
         duration(node.within, _under(path, "within"))
     for name, text in (("since", node.since), ("until", node.until)):
@@ -463,7 +492,7 @@ def field_of(name: str, fields: Mapping[str, Field], path: str = "") -> tuple[Fi
     plain, dot, rest = name.partition(".")
     field = fields.get(plain)
     if field is None:
-        raise BadCriteria(_unknown("field", plain, fields), path=path)
+        raise BadCriteria(unknown("field", plain, fields), path=path)
     if field.kind == "money" and not _CURRENCY.fullmatch(rest):
         raise BadCriteria("the currency is missing, as in spend_minor.BRL", path=path)
     if field.kind == "attribute" and not rest:
@@ -475,9 +504,12 @@ def field_of(name: str, fields: Mapping[str, Field], path: str = "") -> tuple[Fi
     return field, rest
 
 
-def _unknown(what: str, name: str, known: Mapping[str, Any]) -> str:
+def unknown(what: str, name: str, known: Collection[str]) -> str:
+    """That there is no such name, and which was perhaps meant."""
     near = get_close_matches(name, known, n=1)
-    return f"unknown {what}" + (f"; did you mean {near[0]}?" if near else "")
+    # what is no word isn't repeated: it may be anything
+    shown = f" {name}" if re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name) else ""
+    return f"unknown {what}{shown}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _check_value(field: Field, op: str, value: Value, path: str) -> None:

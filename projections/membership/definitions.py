@@ -281,9 +281,8 @@ def check_names(condition: Condition | None, known: Collection[str]) -> None:
     """
     for path, node in tree.walk(condition) if condition else ():
         if isinstance(node, tree.Segment) and node.segment not in known and node.segment not in SEGMENTS:
-            near = get_close_matches(node.segment, [*known, *SEGMENTS], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise BadCriteria(f"unknown segment{hint}", path=f"{path}.segment" if path else "segment")
+            what = tree.unknown("segment", node.segment, [*known, *SEGMENTS])
+            raise BadCriteria(what, path=f"{path}.segment" if path else "segment")
 
 
 def check_values(condition: Condition, known: Collection[str]) -> None:
@@ -294,9 +293,8 @@ def check_values(condition: Condition, known: Collection[str]) -> None:
     """
     for name, path in criteria.metrics_named(condition).items():
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean custom.{near[0]}?" if near else ""
-            raise BadCriteria(f"unknown value of a custom metric{hint}", path=path)
+            what = tree.unknown("value of a custom metric", name, known)
+            raise BadCriteria(what, path=path)
 
 
 def _save(conn: psycopg.Connection[Any], draft: Draft, before: Segment | None, by: str) -> Saved:

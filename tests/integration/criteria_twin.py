@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+from caudal import codes
+
 Row = Mapping[str, Any]
 ORDER = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -22,7 +24,6 @@ SCORES = {
     "expected_next_order_at",
 }  # fmt: skip
 RATES = {"BRL": 1, "EUR": 6}
-LISTS = {"tags", "interests", "other_emails", "other_phones", "coupons"}
 EXACT = {
     "cpf", "cnpj", "region", "postal_code", "country", "language", "timezone", "gender", "source", "status", "fulfillment_status",
     "shipping_region", "shipping_country", "kind", "object_type", "priority", "satisfaction", "interval",
@@ -243,18 +244,20 @@ def compare(name: str, found: Any, op: str, value: Any) -> bool:
         if not found.lstrip("-").replace(".", "", 1).isdigit():
             return False
         found = float(found)
+    if name in EXACT or name == "sources":
+        asked = {form for v in (value if isinstance(value, list) else [value]) for form in coded(name, v)}
+        there = bool(asked.intersection(found if op == "has" else [found]))
+        return there is (op in {"=", "in", "has"})
     form: Callable[[Any], Any] = lambda v: v  # noqa: E731
     if isinstance(found, datetime):
         form = lambda v: moment(v) if isinstance(v, str) else v  # noqa: E731
     elif isinstance(found, date):
         form = lambda v: date.fromisoformat(v) if isinstance(v, str) else v  # noqa: E731
-    elif isinstance(found, str) and name not in EXACT:
+    elif isinstance(found, str):
         form = fold
     match op:
-        case "has" if name in LISTS:
-            return any(fold(each) == fold(value) for each in found if each is not None)
         case "has":
-            return value in found
+            return any(fold(each) == fold(value) for each in found if each is not None)
         case "in":
             return form(found) in [form(v) for v in value]
         case "not in":
@@ -266,6 +269,17 @@ def compare(name: str, found: Any, op: str, value: Any) -> bool:
         case "starts with":
             return bool(form(found).startswith(form(value)))
     return bool(ORDER[op](form(found), form(value)))
+
+
+def coded(name: str, value: str) -> set[str]:
+    """What a value that is asked for may stand as."""
+    plain = name.removeprefix("shipping_")
+    named = {"country": codes.country, "language": codes.language, "gender": codes.gender, "region": codes.region}
+    if plain not in named:
+        return {value, value.lower()} | ({value.upper()} if plain == "postal_code" else set())
+    code = named[plain](value)
+    more = {value.upper(), codes.state(code or "")} if plain == "region" else set()
+    return {form for form in {value, code} | more if form}
 
 
 def of_custom(found: Any, op: str, value: Any) -> bool:

@@ -118,6 +118,49 @@ def test_customers_are_found_by_criteria_and_by_text(api):
     assert api.get(q="mariah suza", count=True)["count"] == {"value": 1, "exact": True}
 
 
+def test_codes_are_found_by_their_names_and_hints_say_what_there_is_instead(api, conn):
+    conn.execute(
+        "UPDATE live.profiles SET gender = 'female', region = 'PE', country = 'BR', language = 'pt-BR' WHERE customer_id = %s",
+        (IDS[1],),
+    )
+    conn.execute("UPDATE live.profiles SET region = 'Pernambuco', country = 'BR' WHERE customer_id = %s", (IDS[2],))
+    conn.execute(
+        "INSERT INTO live.links (subject, source, customer_id, link_seq) VALUES ('crm:contact:1', 'crm', %s, 1)",
+        (IDS[1],),
+    )
+    conn.execute(
+        "INSERT INTO live.consents (subject, source, purpose, state, occurred_at)"
+        " VALUES ('crm:contact:1', 'crm', 'marketing_email', 'granted', now())"
+    )
+    conn.execute(
+        "INSERT INTO live.orders (order_key, subject, source, status, line_products, occurred_at)"
+        " VALUES ('crm:order:1', 'crm:contact:1', 'crm', 'paid', '{Sandal}', now())"
+    )
+    for text, found in {
+        "gender = 'Female'": {IDS[1]},
+        "region = 'Pernambuco'": {IDS[1], IDS[2]},
+        "region = 'pe'": {IDS[1], IDS[2]},
+        "region != 'PE'": set(),
+        "country in ['brasil', 'pt']": {IDS[1], IDS[2]},
+        "source('CRM') and language = 'pt_br'": {IDS[1]},
+        "bought(status = 'Paid')": {IDS[1]},
+    }.items():
+        assert {uuid.UUID(c["customer_id"]) for c in api.get(criteria=text)["customers"]} == found, text
+    for text, hint in {
+        "gender = 'x'": 'no gender "x"; there are "female"',
+        "consent('marketing')": 'no consent for "marketing"; did you mean "marketing_email"?',
+        "city = 'Recif'": 'no city "Recif"; did you mean "Recife"?',
+        "attributes.tier = 'golden'": 'no attribute tier "golden"; did you mean "gold"?',
+        "attributes.teir = 'gold'": "no attribute teir is known of anybody",
+        "bought(product = 'sandals')": 'no product of bought "sandals"; did you mean "Sandal"?',
+        "bought(status = 'payed')": 'no status of bought "payed"; did you mean "paid"?',
+        "opened_ticket(priority = 'x')": "no priority of opened_ticket is known of anybody",
+    }.items():
+        assert api.get(criteria=text)["hints"] == [hint], text
+    assert api.get(criteria="city = 'Recife' and age > 100")["hints"] == []
+    assert "hints" not in api.get(criteria="gender = 'female'")
+
+
 def test_whole_words_are_found_before_parts_of_words(api, conn):
     conn.execute("UPDATE live.profiles SET name = 'Mariana Costa' WHERE customer_id = %s", (IDS[4],))
     until(lambda: api.names(q="mariana") == ["Mariana Costa"])
@@ -184,7 +227,7 @@ def test_what_is_wrong_is_said_with_its_place(api):
     for more in ({}, {"format": "csv"}, {"count": "true"}):
         unknown = api.refused(criteria='age > 3 or segment("repeat-buyer")', **more)
         assert (unknown["code"], unknown["path"]) == ("bad_criteria", "any[1].segment")
-        assert unknown["detail"].endswith("unknown segment; did you mean repeat-buyers?")
+        assert unknown["detail"].endswith("unknown segment repeat-buyer; did you mean repeat-buyers?")
     after = api.get(sort="name", limit=1)["next"]
     assert api.refused(sort="last_order_at", after=after)["path"] == "after"
 
@@ -285,4 +328,4 @@ def test_the_command_searches_and_exports(settings, conn, tmp_path):
     assert "character 1: unknown field" in wrong.stderr
     wrong = caudal("--where", 'segment("buyrs")')
     assert wrong.returncode == 65
-    assert "unknown segment; did you mean buyers?" in wrong.stderr
+    assert "unknown segment buyrs; did you mean buyers?" in wrong.stderr

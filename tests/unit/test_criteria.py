@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from caudal.projections import criteria
 from caudal.projections.criteria import tree
+from caudal.projections.criteria.fields import FIELDS
 from caudal.projections.criteria.text import parse, print_text
 from criteria_trees import trees
 from hypothesis import HealthCheck, given, settings
@@ -69,10 +70,43 @@ def test_a_text_means_a_tree(text, data):
 
 
 @pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("city = 'Recife'", 'city = "Recife"'),
+        ("name = 'D\\'Ávila \"Neto\"'", 'name = "D\'Ávila \\"Neto\\""'),
+        ("city = “Recife”", 'city = "Recife"'),
+        ("age == 3", "age = 3"),
+        ("age <> 3", "age != 3"),
+        ("age ≥ 3 and age ≤ 9", "age >= 3 and age <= 9"),
+        ("bought(within = 3 months)", "bought(within = 90d)"),
+        ("bought(within = 1 Month)", "bought(within = 30d)"),
+        ("bought(within = 2 years)", "bought(within = 730d)"),
+        ("bought(within = 90 days)", "bought(within = 90d)"),
+        ("bought(within = 90 dias)", "bought(within = 90d)"),
+        ("bought(within = 2 meses)", "bought(within = 60d)"),
+        ("bought(within = 1 mês)", "bought(within = 30d)"),
+        ("bought(within = 1 ano)", "bought(within = 365d)"),
+        ("bought(within = 2 semanas)", "bought(within = 2w)"),
+        ("bought(within = 36 hours)", "bought(within = 36h)"),
+        ("bought(within = 15 minutos)", "bought(within = 15min)"),
+        ("bought(within = 30 seconds)", "bought(within = 30s)"),
+        ("viewed() then bought() within 7 days", "viewed() then bought() within 7d"),
+        ("bought(since = 30 days ago)", "bought(within = 30d)"),
+        ("bought(since = 6 meses atrás)", "bought(within = 180d)"),
+        ("last_order_at > 30 days ago", "days_since_last_order < 30"),
+        ("last_order_at < 2w ago", "days_since_last_order >= 14"),
+        ("signed_up_at between 60d ago and 30d ago", "days_since_signed_up between 30 and 59"),
+    ],
+)
+def test_what_people_write_means_what_they_mean(text, means):
+    assert print_text(parse(text)) == means
+
+
+@pytest.mark.parametrize(
     ("text", "position", "says"),
     [
         ('citty = "x"', 0, "did you mean city?"),
-        ("city = ", 6, "a text in double quotes"),
+        ("city = ", 6, "a text in quotes"),
         ('city = "x" adn age > 3', 11, "expected and, or, the end"),
         ('age > 3 and (city = "x"', 23, "expected )"),
         ('age > "x"', 6, "a whole number between 0 and 150"),
@@ -85,7 +119,12 @@ def test_a_text_means_a_tree(text, data):
         ("spend_minor > 5", 0, "the currency is missing"),
         ("viewed() then bought() within 9999d", 30, "longer than 3650d"),
         ("viewed() then not bought() within 1d then viewed() within 1d", 18, "only the last step"),
-        ('age = 3 or purchased(sku = "x")', 11, "unknown kind of fact"),
+        ('age = 3 or purchased(sku = "x")', 11, "unknown kind of fact purchased"),
+        ("last_order_at = 3 days ago", 14, "of a time that moves"),
+        ("last_order_at > 5 hours ago", 16, "whole days are needed"),
+        ("birth_date > 30 days ago", 13, "a time that moves can't stand here"),
+        ("bought(until = 30 days ago)", 15, "a time that moves can't stand here"),
+        ("bought(within = 99999999999999999999 years)", 16, "longer than 3650d"),
         ('city = "\\x"', 7, "a backslash"),
         ('"x"', 0, "this can't stand here"),
         ("", 0, "ends too early"),
@@ -96,6 +135,55 @@ def test_a_fault_in_a_text_is_shown_by_its_character(text, position, says):
         parse(text)
     assert fault.value.position == position
     assert says in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "excerpt"),
+    [
+        ("age > 3 and citty = 'x'", "age > 3 and citty = 'x'\n            ^"),
+        ("age > 3\nand citty = 'x'", "and citty = 'x'\n    ^"),
+        ("age > 3 and", "age > 3 and\n           ^"),
+        (f"age in [{'30, ' * 60}x]", None),
+    ],
+)
+def test_a_fault_in_a_text_can_be_shown_under_it(text, excerpt):
+    with pytest.raises(criteria.BadCriteria) as fault:
+        parse(text)
+    line, caret = fault.value.excerpt.split("\n")
+    assert len(line) <= 100
+    assert caret.strip() == "^"
+    assert text[fault.value.position : fault.value.position + 1] == line[len(caret) - 1 : len(caret)]
+    if excerpt is not None:
+        assert fault.value.excerpt == excerpt
+
+
+def test_a_fault_in_a_text_of_several_lines_names_the_line():
+    with pytest.raises(criteria.BadCriteria, match="at line 2, character 5: unknown field citty; did you mean city"):
+        parse("age > 3\nand citty = 'x'")
+
+
+@pytest.mark.parametrize(
+    ("field", "asked", "stands"),
+    [
+        ("gender", "Female", "female"),
+        ("gender", "F", "female"),
+        ("gender", "mulher", "female"),
+        ("country", "br", "BR"),
+        ("country", "Brasil", "BR"),
+        ("country", "uk", "GB"),
+        ("language", "pt_br", "pt-BR"),
+        ("region", "Pernambuco", "PE"),
+        ("region", "pernambuco", "PE"),
+        ("region", "pe", "PE"),
+        ("region", "PE", "Pernambuco"),
+        ("region", "ceara", "Ceará"),
+        ("region", "ny", "NY"),
+        ("sources", "CRM", "crm"),
+    ],
+)
+def test_a_code_is_asked_for_by_any_of_its_names(field, asked, stands):
+    assert stands in FIELDS[field].forms(asked)
+    assert asked in FIELDS[field].forms(asked) or field in {"country", "language", "gender"}
 
 
 @pytest.mark.parametrize(
