@@ -23,6 +23,7 @@ class Log(StrEnum):
     EVENT_DEAD_LETTERED = "event.dead_lettered"
     DELIVERY_REFUSED = "delivery.refused"
     OUTBOX_RECOVERED = "outbox.recovered"
+    PARTS_LEFT_OUT = "parts.left_out"
     PARTITIONS_ASSIGNED = "partitions.assigned"
     PARTITIONS_REVOKED = "partitions.revoked"
     PROCESS_STARTED = "process.started"
@@ -58,6 +59,11 @@ DELIVERY_SECONDS = Histogram(
     buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
 TRANSLATED = Counter("caudal_events_translated_total", "Canonical events made from captures.", ["source"])
+LEFT_OUT = Counter(
+    "caudal_parts_left_out_total",
+    "Parts of deliveries that could not be read, while the rest was used.",
+    ["source", "reason"],
+)
 DEAD_LETTERS = Counter("caudal_dead_letters_total", "Inputs put aside by stage and code.", ["stage", "code"])
 PROJECTED = Counter("caudal_events_projected_total", "Events applied to facts and views.", ["type"])
 BATCH_SECONDS = Histogram(
@@ -96,6 +102,7 @@ METRICS = (
     DELIVERIES,
     DELIVERY_SECONDS,
     TRANSLATED,
+    LEFT_OUT,
     DEAD_LETTERS,
     PROJECTED,
     BATCH_SECONDS,

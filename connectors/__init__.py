@@ -13,6 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from types import MappingProxyType
 
+from caudal.connectors._mend import UNREADABLE, Essential, LeftOut
 from caudal.connectors._money import Amount, minor
 from caudal.connectors._sdk import (
     Connector,
@@ -20,10 +21,12 @@ from caudal.connectors._sdk import (
     Id,
     Instant,
     Payload,
+    Salvaged,
     Scheme,
     Setup,
     SignedRequest,
     Verdict,
+    each,
     empties,
     header,
     identifiers,
@@ -35,17 +38,22 @@ from caudal.connectors._signatures import Hmac
 from caudal.errors import BadSettings, UnknownConnector
 
 __all__ = [
+    "UNREADABLE",
     "Amount",
     "Connector",
     "Delivery",
+    "Essential",
     "Hmac",
     "Id",
     "Instant",
+    "LeftOut",
     "Payload",
+    "Salvaged",
     "Scheme",
     "Setup",
     "SignedRequest",
     "Verdict",
+    "each",
     "empties",
     "get",
     "header",

@@ -1,28 +1,36 @@
 """Holds events to what Avro and PostgreSQL can store, so that one bad value can't stop a batch later.
 
-Text carries no NUL (PostgreSQL has no place for it) and no lone surrogates; integers fit their Avro width; times are aware, in UTC
-and inside the years that every part can hold; keys fit a B-tree page. An empty text is the same as none at all.
+Text carries no NUL (PostgreSQL has no place for it), no lone surrogates and at most `TEXT_MAX` characters; integers fit their Avro width;
+times are aware, in UTC and inside the years that every part can hold; keys fit a B-tree page; currencies have three letters. An empty text
+is the same as none at all. What can't be held so is left out and told; an event or a part of one that can't do without it goes with it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from datetime import UTC, date, datetime
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from caudal.connectors._mend import UNREADABLE, LeftOut, mended_text, tell
 from caudal.schemas.events import KEY_MAX_BYTES
 
-from caudal.errors import MissingField, UnusableEvent
+from caudal.errors import MissingField, Poison, UnusableEvent
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["within_bounds"]
+__all__ = ["TEXT_MAX", "within_bounds"]
+
+TEXT_MAX = 32_768
+"""Characters of a text; what is longer is cut. All of an event must fit a message of Kafka's, and so must its profile."""
+_ENTRIES_MAX, _ENTRIES_MAX_BYTES = 1_000, 400_000
+"""How many entries a map may have, and how much they may take; the rest is left out."""
 
 _YEARS = range(2, 9999)  # one year of room at both ends: a time zone must not push a time out of what Python can hold
 _KEYS = frozenset(
@@ -41,31 +49,60 @@ _KEYS = frozenset(
 )
 
 _T = TypeVar("_T", bound="DataclassInstance")
-Check = Callable[[Any], Any]
 
 
-def within_bounds(record: _T) -> _T:
+class _Losses:
+    """Where the checks of one record tell what is left out of it."""
+
+    __slots__ = ("path", "told")
+
+    def __init__(self, told: list[LeftOut] | None, path: str) -> None:
+        self.told, self.path = told, path
+
+    def __call__(self, reason: str) -> None:
+        tell(self.told, self.path, reason)
+
+    def at(self, step: str | int) -> _Losses:
+        return _Losses(self.told, f"{self.path}.{step}" if self.path else str(step))
+
+
+Check = Callable[[Any, _Losses], Any]
+
+
+def within_bounds(record: _T, told: list[LeftOut] | None = None, *, long: bool = False) -> _T:
     """The record, an event or a part of one, with text cleaned and times in UTC; itself when there is nothing to change.
+
+    Args:
+        record: what a connector made.
+        told: gets what was left out of it.
+        long: whether texts may be longer than `TEXT_MAX` or maps too large; asked only of large deliveries.
 
     Raises:
         MissingField: a field that the event can't do without is empty.
-        UnusableEvent: a value has the wrong type or can't be stored.
+        UnusableEvent: a value that the event can't do without has the wrong type or can't be stored.
     """
-    return record if _fits(type(record))(record) else _bounded(record)
+    return (
+        record if not long and _fits(type(record))(record) else _bounded(record, _Losses(told, type(record).__name__))
+    )
 
 
-def _bounded(record: _T) -> _T:
+def _bounded(record: _T, losses: _Losses | None = None) -> _T:
+    losses = losses or _Losses(None, type(record).__name__)
     changed: dict[str, Any] = {}
-    for name, check, optional in _checks(type(record)):
+    for name, check, optional, absent in _checks(type(record)):
         value = getattr(record, name)
         if value is None:
             if not optional:
                 raise MissingField(f"{type(record).__name__}: {name} is missing")
             continue
+        here = losses.at(name)
         try:
-            checked = check(value)
-        except (ValueError, TypeError, OverflowError, AttributeError):
-            raise UnusableEvent(f"{type(record).__name__}: {name} can't be stored") from None
+            checked = check(value, here)
+        except (ValueError, TypeError, OverflowError, AttributeError, Poison):
+            if absent is MISSING:
+                raise UnusableEvent(f"{type(record).__name__}: {name} can't be stored") from None
+            here("bad_value" if value is UNREADABLE else "out_of_range")
+            checked = absent
         if checked == "" and name not in _SET_LATER:
             if not optional:
                 raise MissingField(f"{type(record).__name__}: {name} is empty")
@@ -81,12 +118,15 @@ _SET_LATER = frozenset(
 
 
 @cache
-def _checks(cls: type) -> tuple[tuple[str, Check, bool], ...]:
+def _checks(cls: type) -> tuple[tuple[str, Check, bool, Any], ...]:
+    """Of each field: name, check, whether it may be None, and what stands for it when it is left out (MISSING: nothing may)."""
     hints = get_type_hints(cls)
     made = []
     for field in fields(cls):
         optional, hint = _without_none(hints[field.name])
-        made.append((field.name, _check(field.name, hint), optional))
+        # a number that counts, such as a line's discount, is not nought because it can't be read
+        absent = None if optional else () if get_origin(hint) is tuple and field.default == () else MISSING
+        made.append((field.name, _check(field.name, hint), optional, absent))
     return tuple(made)
 
 
@@ -100,17 +140,16 @@ def _without_none(hint: Any) -> tuple[bool, Any]:
 def _check(name: str, hint: Any) -> Check:
     origin = get_origin(hint)
     if origin is tuple:
-        each = _check(name, get_args(hint)[0])
-        return lambda values: _same_or(values, tuple(each(value) for value in values))
+        return _each(_check(name, get_args(hint)[0]))
     if origin in {Mapping, dict}:
         return _mapping
     if is_dataclass(hint):
-        return lambda value: within_bounds(value) if type(value) is hint else _wrong()
+        return lambda value, losses: _bounded(value, losses) if type(value) is hint else _wrong()
     if hint is int:
         bits = _bits(name)
-        return lambda value: value if type(value) is int and -(1 << bits) <= value < 1 << bits else _wrong()
+        return lambda value, _: value if type(value) is int and -(1 << bits) <= value < 1 << bits else _wrong()
     if hint is str:
-        return _key if name in _KEYS else _text
+        return _key if name in _KEYS else _currency if name == "currency" else _text
     plain: dict[Any, Check] = {float: _number, datetime: _instant, date: _day}
     return plain[hint]
 
@@ -124,39 +163,83 @@ def _wrong() -> Any:
     raise ValueError
 
 
-def _same_or(old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
-    return old if isinstance(old, tuple) and all(a is b for a, b in zip(old, new, strict=True)) else new
+def _each(check: Check) -> Check:
+    def checked(values: Any, losses: _Losses) -> tuple[Any, ...]:
+        """The items that hold; a list of which none holds can't be read, as empty would say that there is none."""
+        kept = []
+        for n, value in enumerate(values):
+            try:
+                kept.append(check(value, losses.at(n)))
+            except Poison:
+                losses.at(n)("incomplete")
+            except (ValueError, TypeError, OverflowError, AttributeError):
+                losses.at(n)("out_of_range")
+        if values and not kept:
+            raise ValueError
+        same = (
+            isinstance(values, tuple)
+            and len(kept) == len(values)
+            and all(a is b for a, b in zip(values, kept, strict=True))
+        )
+        return values if same else tuple(kept)
+
+    return checked
 
 
-def _text(value: str) -> str:
-    if not value.isascii():
-        value.encode()  # a lone surrogate can't be encoded
-    return value.replace("\x00", "") if "\x00" in value else value
+def _text(value: str, losses: _Losses) -> str:
+    text = value if value.isascii() else mended_text(value)
+    if "\x00" in text:
+        text = text.replace("\x00", "")
+    if text is not value and text != value:
+        losses("bad_character")
+    if len(text) > TEXT_MAX:
+        losses("too_long")
+        text = text[:TEXT_MAX]
+    return text
 
 
-def _key(value: str) -> str:
+def _key(value: str, _losses: _Losses) -> str:
     if "\x00" in value or len(value.encode()) > KEY_MAX_BYTES:
         raise ValueError
     return value
 
 
-def _mapping(values: Mapping[str, str | None]) -> Mapping[str, str | None]:
-    return {_key(_text(key)): None if value is None else _text(value) for key, value in values.items()}
+def _currency(value: str, _losses: _Losses) -> str:
+    code = value.strip().upper()
+    return code if re.fullmatch("[A-Z]{3}", code) else _wrong()
 
 
-def _number(value: float) -> float:
+def _mapping(values: Mapping[str, str | None], losses: _Losses) -> Mapping[str, str | None]:
+    kept: dict[str, str | None] = {}
+    size = 0
+    for key, value in values.items():
+        try:
+            name = _key(_text(key, losses), losses)
+            text = None if value is None else _text(value, losses)
+        except (ValueError, TypeError, AttributeError):
+            losses.at("*")("out_of_range")
+            continue
+        size += len(name.encode()) + len((text or "").encode())
+        if len(kept) >= _ENTRIES_MAX or size > _ENTRIES_MAX_BYTES:
+            losses("too_many")
+            break
+        kept[name] = text
+    return kept
+
+
+def _number(value: float, _losses: _Losses) -> float:
     if isinstance(value, bool) or not math.isfinite(value):
         raise ValueError
     return float(value)
 
 
-def _instant(value: datetime) -> datetime:
+def _instant(value: datetime, _losses: _Losses) -> datetime:
     if value.tzinfo is None or value.year not in _YEARS:
         raise ValueError
     return value if value.tzinfo is UTC else value.astimezone(UTC)
 
 
-def _day(value: date) -> date:
+def _day(value: date, _losses: _Losses) -> date:
     if type(value) is not date or value.year not in _YEARS:
         raise ValueError
     return value
@@ -197,6 +280,8 @@ def _test(name: str, hint: Any, scope: dict[str, Any], v: str = "v") -> str:
         return f"{part}(v)"
     if hint is str:
         size = f" and len({v}) <= {KEY_MAX_BYTES // 4}" if name in _KEYS else ""  # a character takes at most four bytes
+        if name == "currency":
+            return f"type({v}) is str and len({v}) == 3 and {v}.isascii() and {v}.isalpha() and {v}.isupper()"
         return f"type({v}) is str and '\\0' not in {v} and ({v}.isascii() or encodes({v})){size}"
     if hint is int:
         return f"type(v) is int and {-(1 << _bits(name))} <= v < {1 << _bits(name)}"

@@ -7,10 +7,9 @@ from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
 from typing import Annotated
 
+from caudal.connectors._mend import UNREADABLE
 from pydantic import GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
-
-from caudal.errors import InvalidPayload, MissingField
 
 __all__ = ["Amount", "exponent", "minor"]
 
@@ -61,19 +60,15 @@ def exponent(currency: str) -> int:
 def minor(amount: Decimal | None, currency: str | None) -> int | None:
     """`amount` in minor units of `currency`, halves rounded away from zero; None stays None.
 
-    Raises:
-        MissingField: an amount without a currency.
-        InvalidPayload: the currency is no ISO 4217 code, or the amount is beyond 64 bits.
+    What can't be told so (no currency, none of ISO 4217, an amount beyond 64 bits) is UNREADABLE: it costs the field that it stands in, or
+    the line or refund that can't do without.
     """
     return None if amount is None else _minor(amount, currency)
 
 
 @lru_cache(4096)  # an order names a few amounts again and again, most of all nothing
 def _minor(amount: Decimal, currency: str | None) -> int:
-    if not currency:
-        raise MissingField("an amount without a currency")
-    if not _CURRENCY.fullmatch(currency):
-        raise InvalidPayload("the currency is not an ISO 4217 code")
-    if not amount.is_finite() or amount.adjusted() >= _MAX_DIGITS:
-        raise InvalidPayload("the amount is out of range")
+    currency = (currency or "").strip().upper()
+    if not _CURRENCY.fullmatch(currency) or not amount.is_finite() or amount.adjusted() >= _MAX_DIGITS:
+        return UNREADABLE  # type: ignore[no-any-return] # it stands for an amount until the event is looked at
     return int(amount.scaleb(exponent(currency)).quantize(Decimal(1), rounding=ROUND_HALF_UP))

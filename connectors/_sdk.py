@@ -14,16 +14,16 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar, get_type_hints
 
 import orjson
-from caudal.connectors._bounds import within_bounds
+from caudal.connectors._bounds import TEXT_MAX, within_bounds
+from caudal.connectors._mend import LeftOut, fields_of, mended_json, read, shown
 from caudal.schemas import Event, Identifier, derived_id
 from caudal.schemas.events import EPOCH
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetPydanticSchema, ValidationError, WithJsonSchema
-from pydantic_core import core_schema
+from pydantic_core import PydanticCustomError, core_schema
 
 from caudal.errors import InvalidPayload, MissingField, Poison, UnknownKind
 
@@ -33,10 +33,12 @@ __all__ = [
     "Id",
     "Instant",
     "Payload",
+    "Salvaged",
     "Scheme",
     "Setup",
     "SignedRequest",
     "Verdict",
+    "each",
     "empties",
     "header",
     "identifiers",
@@ -109,6 +111,20 @@ class Delivery:
     captured_at: datetime = EPOCH
 
 
+@dataclass(slots=True)
+class Salvaged:
+    """What can be used of a delivery: the events of every usable item, and what could not be used.
+
+    Attributes:
+        poison: why the first of the items or events that can't be used can't.
+        left_out: parts of usable items that were left out.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    poison: Poison | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
 class Payload(BaseModel):
     """Base of payload models: unknown fields are ignored, texts are trimmed, a number is taken where a text is expected."""
 
@@ -116,14 +132,24 @@ class Payload(BaseModel):
 
 
 def _in_utc(value: datetime) -> datetime:
+    # what programs write for "no date", from 0001-01-01 by way of 1899-12-30 to 1970-01-01, and for "never"; no delivery is of these years
+    if value.year not in _YEARS:
+        raise PydanticCustomError("date_of_nothing", "not a time that a delivery can be of")
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+_YEARS = range(1971, 9000)
 
 
 # vendors' ids pass 2**53 and 2**63; the JSON parser makes floats of whole numbers beyond 64 bits, which are no longer the id
 _EXACT_ID = core_schema.union_schema(
     [
         core_schema.chain_schema(
-            [core_schema.str_schema(strict=True, min_length=1, strip_whitespace=False), core_schema.str_schema()]
+            [
+                # U+FFFD stands for what was lost on the way
+                core_schema.str_schema(strict=True, min_length=1, strip_whitespace=False, pattern="^[^\ufffd]+$"),
+                core_schema.str_schema(),
+            ]
         ),
         core_schema.chain_schema(
             [core_schema.int_schema(strict=True), core_schema.str_schema(coerce_numbers_to_str=True)]
@@ -137,7 +163,7 @@ Id = Annotated[str, GetPydanticSchema(lambda _source, _handler: _EXACT_ID), With
 """A payload field with a vendor's id, as text, exact: whole numbers of any size and texts, never a float."""
 
 Instant = Annotated[datetime, AfterValidator(_in_utc)]
-"""A payload field with a time, brought to UTC; one without an offset is UTC already."""
+"""A payload field with a time from 1971 on, brought to UTC; one without an offset is UTC already."""
 
 
 def subject(source: str, kind: str, id_: object) -> str:
@@ -178,6 +204,16 @@ def empties(payload: BaseModel, **fields: str) -> tuple[str, ...]:
 Item = tuple[str, str, Any]
 """One thing in a delivery: its kind, an id that is stable under redelivery, and the parsed value."""
 
+
+def each(values: Iterable[Any], item: Callable[[Any], Item]) -> Iterator[Item | Exception]:
+    """The items of a delivery's parts; a part of which no item can be made costs only itself."""
+    for value in values:
+        try:
+            yield item(value)
+        except Exception as exc:
+            yield exc
+
+
 _P = TypeVar("_P", bound=Callable[..., Iterator[Event]])
 Translator = Callable[[Any, str, Delivery], Iterator[Event]]
 
@@ -197,7 +233,8 @@ class Connector:
         kind: the vendor's topic of a delivery, from headers or body; None when only the items know.
         delivery_id: the vendor's id of a delivery; None falls back to a digest of the body.
         verify: the signature scheme.
-        split: one delivery into its items; the default takes the body as one JSON value of the delivery's kind.
+        split: one delivery into its items; the default takes the body as one JSON value of the delivery's kind. An exception in place of
+            an item says why that one can't be used; see `each`.
         ignored: kinds that the system sends and that say nothing about a customer; they translate to no events.
         setup: what is done at the vendor's side.
         handshake: the answer to a request by which the vendor tries the address while it is set up and that it doesn't sign as it signs
@@ -209,7 +246,7 @@ class Connector:
     kind: Callable[[Mapping[str, str], bytes], str | None]
     delivery_id: Callable[[Mapping[str, str], bytes], str | None]
     verify: Scheme
-    split: Callable[[Delivery], Iterable[Item]] | None = None
+    split: Callable[[Delivery], Iterable[Item | Exception]] | None = None
     ignored: frozenset[str] = frozenset()
     setup: Setup | None = None
     handshake: Callable[[SignedRequest], str | None] | None = None
@@ -266,41 +303,56 @@ class Connector:
             UnknownKind: neither a registered nor an ignored kind.
             UnusableEvent: a value of an event can't be stored.
         """
-        events, poison = self.salvage(delivery)
-        if poison is not None:
-            raise poison from None
-        return events
+        found = self.salvage(delivery)
+        if found.poison is not None:
+            raise found.poison from None
+        return found.events
 
-    def salvage(self, delivery: Delivery) -> tuple[list[Event], Poison | None]:
-        """What can be used of a delivery: the events of every usable item, and why the first of the others can't be used.
+    def salvage(self, delivery: Delivery) -> Salvaged:
+        """What can be used of a delivery.
 
-        One bad notice in a batch of a hundred must not hold back the other ninety-nine. The delivery can be redriven as a whole later:
-        the events that are repeated then have the same ids.
+        One bad notice in a batch of a hundred must not hold back the other ninety-nine, nor one bad value the rest of its notice. The
+        delivery can be redriven as a whole later: the events that are repeated then have the same ids.
         """
-        events: list[Event] = []
-        poison: Poison | None = None
-        items: Iterator[Item] = iter(())
+        found = Salvaged()
+        try:
+            if delivery.headers.get("content-encoding", "").strip().lower() == "gzip":
+                delivery = replace(delivery, body=_unpacked(delivery.body))
+        except InvalidPayload as exc:
+            found.poison = exc
+            return found
+        self._salvage(delivery, found)
+        if isinstance(found.poison, _NotJson) and not found.events:
+            content_type = delivery.headers.get("content-type", "")
+            body = mended_json(delivery.body, content_type, self._known_fields(), found.left_out)
+            if body is not None:
+                found.poison = None
+                self._salvage(replace(delivery, body=body), found)
+        return found
+
+    def _salvage(self, delivery: Delivery, found: Salvaged) -> None:
+        items: Iterator[Item | Exception] = iter(())
         try:
             delivery = self._completed(delivery)
             items = iter((self.split or _whole)(delivery))
         except Exception as exc:
-            return [], self._poison(exc, delivery.kind)
+            found.poison = self._poison(exc, delivery.kind)
         while True:
             try:
                 item = next(items, None)
-                if item is None:
-                    return events, poison
             except Exception as exc:  # a generator that raised is at its end
-                return events, poison or self._poison(exc, delivery.kind)
+                item = exc
+            if item is None:
+                return
             try:
-                events += list(self._events(delivery, *item))
+                if isinstance(item, Exception):
+                    raise item
+                self._translate(delivery, item, found)
             except Exception as exc:
-                poison = poison or self._poison(exc, delivery.kind)
+                found.poison = found.poison or self._poison(exc, delivery.kind)
 
     def _completed(self, delivery: Delivery) -> Delivery:
-        """The delivery unpacked, with its id and kind."""
-        if delivery.headers.get("content-encoding", "").strip().lower() == "gzip":
-            delivery = replace(delivery, body=_unpacked(delivery.body))
+        """The delivery with its id and kind."""
         if delivery.delivery_id and delivery.kind is not None:
             return delivery
         found_id, found_kind = self.key(delivery.headers, delivery.body)
@@ -324,7 +376,9 @@ class Connector:
             return InvalidPayload(f"{self.name} {_shown(kind)}: {_faults(exc, self._model_of(exc))}")
         return InvalidPayload(f"{self.name} {_shown(kind)}: not usable ({type(exc).__name__} at {_place(exc)})")
 
-    def _events(self, delivery: Delivery, kind: str, item_id: str, value: Any) -> Iterator[Event]:
+    def _translate(self, delivery: Delivery, item: Item, found: Salvaged) -> None:
+        """Add the events of one item. One that can't be stored costs only itself."""
+        kind, item_id, value = item
         if kind in self.ignored:
             return
         if kind not in self.translators:
@@ -332,7 +386,8 @@ class Connector:
                 f"{self.name}: unknown kind {_shown(kind)}", hint=f"`caudal connectors` lists the kinds of {self.name}"
             )
         model, function = self.translators[kind]
-        payload = model.model_validate(value) if model is not None else value
+        payload = read(model, value, found.left_out) if model is not None else value
+        long = len(delivery.body) > TEXT_MAX
         for position, event in enumerate(function(payload, delivery.source, delivery)):
             if event.event_id:
                 event = replace(event)  # noqa: PLW2901 - one that was told before is told again
@@ -342,7 +397,14 @@ class Connector:
             _set(event, "captured_at", delivery.captured_at)
             if event.identifiers:
                 _set(event, "identifiers", tuple({(i.kind, i.value): i for i in event.identifiers if i.value}.values()))
-            yield within_bounds(event)
+            try:
+                found.events.append(within_bounds(event, found.left_out, long=long))
+            except Poison as exc:
+                found.poison = found.poison or exc
+
+    def _known_fields(self) -> frozenset[str]:
+        models = [model for model, _ in self.translators.values() if model is not None]
+        return frozenset().union(*map(fields_of, models))
 
     def _model_of(self, exc: ValidationError) -> type[BaseModel] | None:
         return next(
@@ -362,8 +424,14 @@ def _unpacked(body: bytes) -> bytes:
     return plain
 
 
+class _NotJson(InvalidPayload):
+    """Perhaps it can be mended."""
+
+
 def parse_json(body: bytes) -> Any:
     """The body as JSON; whole numbers are exact up to 64 bits (see `Id` for what lies beyond).
+
+    A `split` that lets the error go is called again with a body that was mended, where that is possible.
 
     Raises:
         InvalidPayload: not JSON.
@@ -371,13 +439,14 @@ def parse_json(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise InvalidPayload("the body is not JSON") from None
+        raise _NotJson("the body is not JSON") from None
 
 
 def _whole(delivery: Delivery) -> Iterator[Item]:
+    value = parse_json(delivery.body)
     if delivery.kind is None:
         raise UnknownKind("the delivery names no kind", hint="the header with the vendor's topic is missing")
-    yield delivery.kind, delivery.delivery_id, parse_json(delivery.body)
+    yield delivery.kind, delivery.delivery_id, value
 
 
 def _shown(kind: str | None) -> str:
@@ -389,24 +458,11 @@ def _shown(kind: str | None) -> str:
 
 def _faults(exc: ValidationError, model: type[BaseModel] | None) -> str:
     """What pydantic found, without any value: keys of the payload are told only where they are fields of the model."""
-    known = _fields_of(model) if model is not None else frozenset()
+    known = fields_of(model) if model is not None else frozenset()
     return "; ".join(
-        f"{'.'.join(str(part) if isinstance(part, int) or part in known else '*' for part in e['loc'])}: {e['msg']}"
+        f"{shown(e['loc'], known)}: {e['msg']}"
         for e in exc.errors(include_input=False, include_url=False, include_context=False)[:5]
     )
-
-
-@cache
-def _fields_of(model: type[BaseModel]) -> frozenset[str]:
-    return _properties(model.model_json_schema())
-
-
-def _properties(schema: Any) -> frozenset[str]:
-    if isinstance(schema, list):
-        return frozenset().union(*map(_properties, schema))
-    if not isinstance(schema, dict):
-        return frozenset()
-    return frozenset(schema.get("properties", ())).union(*map(_properties, schema.values()))
 
 
 def _place(exc: BaseException) -> str:

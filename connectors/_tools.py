@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from caudal.connectors import registry
-from caudal.connectors._sdk import Connector, Delivery, SignedRequest, Verdict
+from caudal.connectors._sdk import Connector, Delivery, Salvaged, SignedRequest, Verdict
 from caudal.schemas import Event
 from caudal.schemas.events import EPOCH
 
@@ -61,25 +61,30 @@ def delivery(
     return Delivery(source=source, body=body, headers=_lowered(headers or {}), kind=kind, captured_at=at)
 
 
-def translate(connector: Connector, given: Delivery) -> list[dict[str, Any]]:
-    """The events of one delivery as JSON values.
-
-    Raises:
-        Poison: the connector can't use it; `code` and message say why.
-    """
-    return [as_json(event) for event in connector.translate(given)]
+def translate(connector: Connector, given: Delivery) -> Salvaged:
+    """What can be used of one delivery, what was left out of it, and why the rest can't be used. Never raises."""
+    return connector.salvage(given)
 
 
 def translate_lines(connector: Connector, source: str, lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
-    """One answer for each line `{kind?, headers?, body}`: `{"events": […]}`, or `{"poison": code, "message": …}`. Never raises.
+    """One answer for each line `{kind?, headers?, body}`. Never raises.
 
-    `body` is a text as received, or the parsed value.
+    `{"events": […]}`, with `left_out`, a list of `{path, reason}`, where parts could not be read, and with `poison` (a code) and
+    `message` where items or events could not be used; without `events` when none could. `body` is a text as received, or the parsed value.
     """
     for line in lines:
         try:
-            yield {"events": translate(connector, _from_line(source, line))}
+            found = translate(connector, _from_line(source, line))
         except Poison as exc:
-            yield {"poison": exc.code, "message": str(exc)}
+            found = Salvaged(poison=exc)
+        answer: dict[str, Any] = {}
+        if found.events or found.poison is None:
+            answer["events"] = [as_json(event) for event in found.events]
+        if found.left_out:
+            answer["left_out"] = [{"path": part.path, "reason": part.reason} for part in found.left_out]
+        if found.poison is not None:
+            answer |= {"poison": found.poison.code, "message": str(found.poison)}
+        yield answer
 
 
 def verify(

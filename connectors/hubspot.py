@@ -17,8 +17,21 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from caudal.connectors import _values
+from caudal.connectors._mend import UNREADABLE, Essential
 from caudal.connectors._money import Amount, minor
-from caudal.connectors._sdk import Connector, Delivery, Id, Item, Payload, Setup, identifiers, parse_json, subject
+from caudal.connectors._sdk import (
+    Connector,
+    Delivery,
+    Id,
+    Instant,
+    Item,
+    Payload,
+    Setup,
+    each,
+    identifiers,
+    parse_json,
+    subject,
+)
 from caudal.connectors._signatures import HubSpotSignature
 from caudal.schemas import Event
 from caudal.schemas.events import (
@@ -29,7 +42,7 @@ from caudal.schemas.events import (
     SubjectDeleted,
     TicketStated,
 )
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from caudal.errors import InvalidPayload, MissingField, UnknownKind
@@ -74,7 +87,7 @@ def _list(value: object) -> tuple[str, ...]:
     return tuple(part.strip() for part in str(value).split(";") if part.strip())
 
 
-When = Annotated[datetime, BeforeValidator(_when)]
+When = Annotated[Instant, BeforeValidator(_when)]
 Text = Annotated[str, BeforeValidator(_text)]
 
 
@@ -94,7 +107,7 @@ class PropertyChange(Notice):
     """The new value of one property; an empty one says that the property was emptied."""
 
     property_name: str
-    property_value: Text = ""
+    property_value: Annotated[Text, Essential] = ""
 
 
 class Merge(_Camel):
@@ -113,7 +126,7 @@ class AssociationChange(_Camel):
     association_type: str | None = None
     from_object_type_id: str | None = None
     to_object_type_id: str | None = None
-    association_removed: bool = False
+    association_removed: Annotated[bool, Essential] = False
     is_primary_association: bool | None = None
 
 
@@ -128,20 +141,22 @@ class Record(Payload):
     contacts: tuple[Id, ...] = ()
 
 
-def _split(delivery: Delivery) -> Iterator[Item]:
+def _split(delivery: Delivery) -> Iterator[Item | Exception]:
     body = parse_json(delivery.body)
     if isinstance(body, dict) and isinstance(body.get("results"), list):
         body = body["results"]
-    for item in body if isinstance(body, list) else [body]:
-        if not isinstance(item, dict):
-            raise InvalidPayload("hubspot: a notice is not a JSON object")
-        if "properties" in item and "subscriptionType" not in item:
-            name = _record_type(item, delivery.kind)
-            record = _record(item)
-            yield f"{name}.object", f"{delivery.delivery_id}/{name}/{record['id']}", record
-        else:
-            kind = item.get("subscriptionType") or item.get("eventType") or delivery.kind
-            yield _kind(kind, item), _notice_id(item), item
+    return each(body if isinstance(body, list) else [body], lambda item: _item(delivery, item))
+
+
+def _item(delivery: Delivery, item: Any) -> Item:
+    if not isinstance(item, dict):
+        raise InvalidPayload("hubspot: a notice is not a JSON object")
+    if "properties" in item and "subscriptionType" not in item:
+        name = _record_type(item, delivery.kind)
+        record = _record(item)
+        return f"{name}.object", f"{delivery.delivery_id}/{name}/{record['id']}", record
+    kind = item.get("subscriptionType") or item.get("eventType") or delivery.kind
+    return _kind(kind, item), _notice_id(item), item
 
 
 def _kind(kind: object, item: Mapping[str, Any]) -> str:
@@ -186,25 +201,40 @@ def _record_type(item: Mapping[str, Any], kind: str | None) -> str:
 
 
 def _record(item: Mapping[str, Any]) -> dict[str, Any]:
-    found = item["properties"]
+    found = item["properties"] or {}  # some programs write an empty object as an empty list
     if not isinstance(found, dict):
         raise InvalidPayload("hubspot: properties is not a JSON object")
     # Workflows and the old API wrap each value with its history
     properties = {name: value.get("value") if isinstance(value, dict) else value for name, value in found.items()}
-    associations = item.get("associations") or {}
-    contacts = (associations.get("contacts") or {}).get("results") or []
+    times = (
+        item.get("archivedAt"),
+        properties.get("lastmodifieddate"),
+        properties.get("hs_lastmodifieddate"),
+        item.get("updatedAt"),
+        item.get("createdAt"),
+    )
     return {
         "id": item.get("canonical-vid") or item.get("vid") or item.get("objectId") or item.get("id"),
-        "at": item.get("archivedAt")
-        or properties.get("lastmodifieddate")
-        or properties.get("hs_lastmodifieddate")
-        or item.get("updatedAt")
-        or item.get("createdAt"),
+        "at": next((at for at in map(_values.moment, times) if at), None),
         "properties": properties,
         "deleted": bool(item.get("archived") or item.get("isDeleted")),
-        "merged": [*(item.get("merged-vids") or []), *_list(_text(properties.get("hs_merged_object_ids")))],
-        "contacts": list(dict.fromkeys(str(contact["id"]) for contact in contacts)),
+        "merged": [*_listed(item.get("merged-vids")), *_list(_text(properties.get("hs_merged_object_ids")))],
+        "contacts": _contacts(item),
     }
+
+
+def _contacts(item: Mapping[str, Any]) -> list[Any]:
+    """Ids of the contacts, each once; none where one can't be read, as the others would not be all of them."""
+    found = [_in(contact, "id") for contact in _listed(_in(_in(item.get("associations"), "contacts"), "results"))]
+    return list(dict.fromkeys(map(str, found))) if all(isinstance(id_, str | int) and id_ for id_ in found) else []
+
+
+def _in(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 connector = Connector(
@@ -341,7 +371,6 @@ _PROFILE: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "phone": ("phone", str),
     "mobilephone": ("other_phones", lambda value: (value,)),
     "hs_additional_emails": ("other_emails", _list),
-    "date_of_birth": ("birth_date", _values.day),
     "gender": ("gender", _values.gender),
     "company": ("company", str),
     "jobtitle": ("job_title", str),
@@ -353,6 +382,7 @@ _PROFILE: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "hs_language": ("language", _values.language),
     "hs_timezone": ("timezone", _values.timezone),
     "createdate": ("signed_up_at", _values.moment),
+    "date_of_birth": ("birth_date", _values.day),
 }
 """Property = profile field and reader. What the reader can't read is kept as an attribute of the property's name."""
 
@@ -400,7 +430,7 @@ def _contact(
             found.append(Identifier(kind=document[0], value=document[1]))
         elif name in _PROFILE and not value:
             cleared.append(_PROFILE[name][0])
-        elif name in _PROFILE and (read := _PROFILE[name][1](value)):
+        elif name in _PROFILE and (read := _read(name, value, at)):
             fields[_PROFILE[name][0]] = read
         else:
             attributes[name] = value or None
@@ -422,6 +452,11 @@ def _contact(
     for record in gone:
         yield SubjectDeleted(subject=record, occurred_at=at, identifiers=(_same(of),), kind="merged", reason="merged")
     yield from consents
+
+
+def _read(name: str, value: str, at: datetime) -> object:
+    reader = _PROFILE[name][1]
+    return _values.day(value, at) if reader is _values.day else reader(value)
 
 
 def _consent(of: str, at: datetime, name: str, value: str) -> ConsentStated | None:
@@ -508,11 +543,14 @@ def _deal_fields(properties: Mapping[str, str]) -> dict[str, Any]:
     if amount := properties.get("amount", ""):
         # A notice holds one property only, so it gives the amount without its currency: two decimals are taken, as nearly all
         # currencies have. The record itself (deal.object) has both and is exact
-        stated["total_minor"] = minor(_AMOUNT.validate_python(amount), stated.get("currency", "XXX").upper())
+        try:
+            stated["total_minor"] = minor(_AMOUNT.validate_python(amount), stated.get("currency", "XXX").upper())
+        except ValidationError:
+            stated["total_minor"] = UNREADABLE
     elif "amount" in properties:
         cleared.append("total_minor")
-    if placed_at := _values.moment(properties.get("createdate")):
-        stated["placed_at"] = placed_at
+    if created := properties.get("createdate"):
+        stated["placed_at"] = _values.moment(created) or UNREADABLE
     if status := _deal_status(properties):
         stated["status"] = status
     return stated | ({"cleared": tuple(cleared)} if cleared else {})
@@ -602,13 +640,13 @@ def _ticket_fields(properties: Mapping[str, str]) -> dict[str, Any]:
             stated[field] = words.get(word, word)
     times = {"createdate": "opened_at", "closed_date": "closed_at", "first_agent_reply_date": "first_replied_at"}
     for name, field in times.items():
-        if at := _values.moment(properties.get(name)):
-            stated[field] = at
-        elif properties.get(name) == "":
+        if written := properties.get(name):
+            stated[field] = _values.moment(written) or UNREADABLE
+        elif written == "":
             cleared.append(field)
     if status := _STAGES.get(properties.get("hs_pipeline_stage", "")):
         stated["status"] = status
-    elif "closed_at" in stated:
+    elif stated.get("closed_at", UNREADABLE) is not UNREADABLE:
         stated["status"] = "closed"
     return stated | ({"cleared": tuple(cleared)} if cleared else {})
 

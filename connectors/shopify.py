@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
+from caudal.connectors._mend import Essential
 from caudal.connectors._money import Amount, minor
 from caudal.connectors._sdk import (
     Connector,
@@ -182,7 +183,7 @@ class MarketingConsent(Payload):
 class CustomerRef(Payload):
     """The customer inside an order, checkout, draft or cart: who it is."""
 
-    id: Id | None = None
+    id: Annotated[Id | None, Essential] = None
     email: str | None = None
     phone: str | None = None
 
@@ -468,9 +469,9 @@ class LineItem(Payload):
     vendor: str | None = None
     quantity: int
     price: Amount
-    total_discount: Amount | None = None
-    discount_allocations: tuple[DiscountAllocation, ...] | None = None
-    tax_lines: tuple[TaxLine, ...] | None = None
+    total_discount: Annotated[Amount | None, Essential] = None
+    discount_allocations: Annotated[tuple[DiscountAllocation, ...] | None, Essential] = None
+    tax_lines: Annotated[tuple[TaxLine, ...] | None, Essential] = None
 
 
 class DiscountCode(Payload):
@@ -494,8 +495,8 @@ class Transaction(Payload):
 class RefundLineItem(Payload):
     line_item_id: Id
     quantity: int
-    subtotal: Amount | None = None
-    subtotal_set: MoneySet | None = None
+    subtotal: Annotated[Amount | None, Essential] = None
+    subtotal_set: Annotated[MoneySet | None, Essential] = None
 
 
 class RefundItem(Payload):
@@ -505,7 +506,7 @@ class RefundItem(Payload):
     processed_at: Instant | None = None
     note: str | None = None
     refund_line_items: tuple[RefundLineItem, ...] | None = None
-    transactions: tuple[Transaction, ...] | None = None
+    transactions: Annotated[tuple[Transaction, ...] | None, Essential] = None
 
 
 class Sale(Payload):
@@ -644,9 +645,8 @@ def _shipping(sale: Sale) -> Decimal | None:
     lines = sale.shipping_lines
     if isinstance(sale, Draft):
         return sale.shipping_line.price if sale.shipping_line else None
-    return (
-        None if lines is None else _total(s.price if s.discounted_price is None else s.discounted_price for s in lines)
-    )
+    prices = [s.price if s.discounted_price is None else s.discounted_price for s in lines or ()]
+    return None if lines is None or None in prices else _total(prices)
 
 
 def _sale_stated(sale: Sale, source: str, subject_kind: str, at: datetime, **stated: Any) -> Iterator[Event]:
@@ -698,7 +698,8 @@ _FULFILMENT = {
     "orders/partially_fulfilled",
 )
 def order_stated(o: Order, source: str, delivery: Delivery) -> Iterator[Event]:
-    at = o.updated_at or o.created_at or _triggered_at(delivery)
+    # dated back to its creation, a later statement would lose against all that came since
+    at = o.updated_at or (o.created_at if delivery.kind == "orders/create" else None) or _triggered_at(delivery)
     fulfilment = None
     if "fulfillment_status" in o.model_fields_set:
         fulfilment = _FULFILMENT.get(o.fulfillment_status, o.fulfillment_status)
@@ -1009,7 +1010,7 @@ def subscription_stated(s: SubscriptionContract, source: str, delivery: Delivery
 class PrivacyRequest(Payload):
     customer: CustomerRef
     orders_requested: tuple[Id, ...] = ()
-    orders_to_redact: tuple[Id, ...] = ()
+    orders_to_redact: Annotated[tuple[Id, ...], Essential] = ()
     data_request: Reference | None = None
 
 

@@ -21,14 +21,17 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from caudal.connectors import _values
+from caudal.connectors._mend import UNREADABLE, Essential, LeftOut, read
 from caudal.connectors._sdk import (
     Connector,
     Delivery,
     Id,
+    Instant,
     Item,
     Payload,
     Setup,
     SignedRequest,
+    each,
     empties,
     identifiers,
     parse_json,
@@ -128,6 +131,29 @@ def _no_id(value: object) -> object:
     return None if value in ("", "0", 0) else value
 
 
+def _word(value: object) -> Any:
+    """What an event says a field to be: a text or number; UNREADABLE where it is something else."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else UNREADABLE
+
+
+def _emptied(value: object) -> bool:
+    return value is None or value == ""
+
+
+_SUSPENDED: Mapping[bool | None, str] = {True: "suspended", False: "enabled"}
+_FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def _flag(value: object) -> bool | None:
+    """True or false, also as words and digits; None where it is neither."""
+    return _FLAGS.get(str(value).lower())
+
+
+def _part(value: object) -> Mapping[str, Any]:
+    """An object of an event; without anything where it is something else."""
+    return value if isinstance(value, dict) else {}
+
+
 def _no_text(value: object) -> object:
     return None if value == "" else value
 
@@ -144,8 +170,8 @@ def _when(value: object) -> object:
 Text = Annotated[str | None, BeforeValidator(_no_text)]
 OptionalId = Annotated[Id | None, BeforeValidator(_no_id)]
 Words = Annotated[tuple[str, ...] | None, BeforeValidator(_words)]
-When = Annotated[datetime, BeforeValidator(_when)]
-OptionalWhen = Annotated[datetime | None, BeforeValidator(_when)]
+When = Annotated[Instant, BeforeValidator(_when)]
+OptionalWhen = Annotated[Instant | None, BeforeValidator(_when)]
 
 
 class Via(Payload):
@@ -191,7 +217,7 @@ class User(Payload):
     email: Text = None
     phone: Text = None
     external_id: Text = None
-    role: Text = None
+    role: Annotated[Text, Essential] = None
     tags: Words = None
     locale: Text = None
     language: Text = None
@@ -202,9 +228,9 @@ class User(Payload):
     notes: Text = None
     organization_id: OptionalId = None
     user_fields: dict[str, Any] = Field(default_factory=dict)
-    active: bool | None = None
+    active: Annotated[bool | None, Essential] = None
     suspended: bool | None = None
-    permanently_deleted: bool = False
+    permanently_deleted: Annotated[bool, Essential] = False
     created_at: OptionalWhen = None
     updated_at: OptionalWhen = None
 
@@ -273,7 +299,13 @@ def _delivery_id(headers: Mapping[str, str], body: bytes) -> str | None:
     return headers.get("x-zendesk-webhook-invocation-id")
 
 
-def _split(delivery: Delivery) -> Iterator[Item]:
+def _record(delivery: Delivery, kind: str, record: Any) -> Item:
+    if not isinstance(record, dict):
+        raise InvalidPayload(f"zendesk: a {kind} is not a JSON object")
+    return kind, f"{delivery.delivery_id}/{kind}/{record.get('id')}", record
+
+
+def _split(delivery: Delivery) -> Iterator[Item | Exception]:
     body = parse_json(delivery.body)
     if not isinstance(body, dict):
         raise InvalidPayload("zendesk: the body is not a JSON object")
@@ -283,10 +315,9 @@ def _split(delivery: Delivery) -> Iterator[Item]:
             "zendesk: the body names no type", hint="use the JSON body that the zendesk connector documents"
         )
     if kind in {"ticket", "user"} and isinstance(body.get(f"{kind}s"), list):
-        for record in body[f"{kind}s"]:
-            if not isinstance(record, dict):
-                raise InvalidPayload(f"zendesk: a {kind} is not a JSON object")
-            yield kind, f"{delivery.delivery_id}/{kind}/{record.get('id')}", record
+        yield from each(body[f"{kind}s"], lambda record: _record(delivery, kind, record))
+        if kind == "ticket" and isinstance(body.get("users"), list):  # an export that includes whose they are
+            yield from each(body["users"], lambda record: _record(delivery, "user", record))
     elif kind in {"ticket", "user", "trigger.ticket", "trigger.user"}:
         yield kind, delivery.delivery_id, body.get(kind.removeprefix("trigger."), body)
     else:
@@ -373,22 +404,23 @@ def ticket_changed(e: TicketEvent, source: str) -> Iterator[Event]:
     changes: dict[str, Any] = {}
     if (field := _CHANGED.get(_bare(e.type))) and "current" in e.event:
         current = _no_id(e.event["current"])
-        changes = {"cleared": (field,), field: None} if current is None else {field: _lower(field, str(current))}
+        changes = {"cleared": (field,), field: None} if current is None else {field: _lower(field, _word(current))}
     yield _ticket(source, e.detail, e.time, **changes)
 
 
 @connector.on("ticket.requester_changed")
 def ticket_handed_over(e: TicketEvent, source: str) -> Iterator[Event]:
     """A ticket is another person's now."""
-    requester = _no_id(e.event.get("current")) or e.detail.requester_id
-    yield _ticket(source, e.detail.model_copy(update={"requester_id": str(requester)} if requester else {}), e.time)
+    current = _no_id(e.event.get("current"))
+    requester = str(current) if isinstance(current, str | int) else e.detail.requester_id
+    yield _ticket(source, e.detail.model_copy(update={"requester_id": requester}), e.time)
 
 
 @connector.on("ticket.status_changed")
 def ticket_moved(e: TicketEvent, source: str) -> Iterator[Event]:
     """A ticket has another status; when it was solved or closed is told by nothing else."""
-    status = _lower("status", str(e.event.get("current") or e.detail.status or "")) or None
-    before = _lower("status", str(e.event.get("previous") or ""))
+    status = _lower("status", _word(e.event.get("current") or e.detail.status or "")) or None
+    before = _lower("status", _word(e.event.get("previous") or ""))
     changes: dict[str, Any] = {"status": status}
     if status in {"solved", "closed"}:
         changes[f"{status}_at"] = e.time
@@ -419,11 +451,11 @@ def ticket_scrubbed(e: TicketEvent, source: str) -> Iterator[Event]:
 def comment_added(e: TicketEvent, source: str) -> Iterator[Event]:
     """Someone wrote in a ticket. Public comments are interactions with the customer; what was written is not copied."""
     yield _ticket(source, e.detail, e.time)
-    comment = e.event.get("comment") or {}
-    if not comment.get("is_public"):
+    comment = _part(e.event.get("comment"))
+    if not _flag(comment.get("is_public")):
         return
-    author = comment.get("author") or {}
-    by_staff = bool(author.get("is_staff"))
+    author = _part(comment.get("author"))
+    by_staff = bool(_flag(author.get("is_staff")))
     writer = None if by_staff else _no_id(author.get("id"))
     yield InteractionRecorded(
         # a customer who wrote is named; a reply of the staff is an interaction with the requester
@@ -449,7 +481,11 @@ def csat_received(e: TicketEvent, source: str) -> Iterator[Event]:
     rating = next(
         (e.event[key] for key in ("satisfaction_score", "satisfaction_rating", "current") if key in e.event), None
     )
-    found = Rating.model_validate(rating if isinstance(rating, dict) else {"score": rating})
+    told: list[LeftOut] = []
+    found = read(Rating, rating if isinstance(rating, dict) else {"score": rating}, told)
+    if found.score is None and told:
+        yield _ticket(source, e.detail, e.time, satisfaction=UNREADABLE)
+        return
     if found.score is None:
         raise MissingField("zendesk: a rating names no score")
     yield from _rated(_ticket(source, e.detail, e.time), found.score, found.comment)
@@ -556,8 +592,8 @@ def _rated(ticket: TicketStated, score: str, comment: str | None) -> Iterator[Ev
         )
 
 
-def _lower(field: str, value: str | None) -> str | None:
-    if value is None or field in {"title", "assignee", "team"}:
+def _lower(field: str, value: Any) -> Any:
+    if not isinstance(value, str) or field in {"title", "assignee", "team"}:
         return value
     word = value.strip().lower()
     return {"status": _STATUSES, "priority": _PRIORITIES}.get(field, {}).get(word, word)
@@ -589,23 +625,23 @@ def user_changed(e: UserEvent, source: str) -> Iterator[Event]:
     field = _bare(e.type).removeprefix("user.").removesuffix("_changed")
     stated: dict[str, Any] = {}
     if field == "name":
-        stated = {"name": current} if current else {"cleared": ("name",)}
+        stated = {"cleared": ("name",)} if _emptied(current) else {"name": _word(current)}
     elif field == "suspended":
-        stated = {"status": "suspended" if current else "enabled"}
+        stated = {"status": _SUSPENDED.get(_flag(current), UNREADABLE)}
     elif field in {"alias", "details", "notes"}:
-        stated = {"attributes": {field: current or None}}
+        stated = {"attributes": {field: None if _emptied(current) else _word(current)}}
     elif field == "time_zone" and current:
         zone = _values.timezone(current)  # Zendesk has its own names for zones, too
-        stated = {"timezone": zone} if zone else {"attributes": {"time_zone": str(current)}}
-    elif field == "external_id":
-        stated = {"identifiers": identifiers(external_id=current)}
+        stated = {"timezone": zone} if zone else {"attributes": {"time_zone": _word(current)}}
+    elif field == "external_id" and isinstance(current, str | int):
+        stated = {"identifiers": identifiers(external_id=str(current))}
     yield from _customer(e.detail, source, e.time, **stated)
 
 
 @connector.on("user.custom_field_changed")
 def user_field_changed(e: UserEvent, source: str) -> Iterator[Event]:
     """A custom field of a user changed; it is named by its title, as keys are made of titles."""
-    field = e.event.get("field") or e.event.get("custom_field") or {}
+    field = _part(e.event.get("field") or e.event.get("custom_field"))
     name = _values.slug(field.get("title") or field.get("id") or "")
     if not name:
         raise MissingField("zendesk: a changed custom field has no title")
@@ -620,8 +656,8 @@ def user_tags_changed(e: UserEvent, source: str) -> Iterator[Event]:
     """Tags came or went. The whole set is not told, so each is stated by itself, as the attribute `tag.<name>`."""
     tags: dict[str, str | None] = {}
     for key, value in (("removed", None), ("added", "true")):
-        named = (e.event.get(key) or {}).get("tags") or e.event.get(f"tags_{key}") or []
-        tags |= {f"tag.{tag}": value for tag in named}
+        named = _part(e.event.get(key)).get("tags") or e.event.get(f"tags_{key}")
+        tags |= {f"tag.{tag}": value for tag in (named if isinstance(named, list) else ()) if isinstance(tag, str)}
     yield from _customer(e.detail, source, e.time, attributes=tags)
 
 
@@ -629,8 +665,10 @@ def user_tags_changed(e: UserEvent, source: str) -> Iterator[Event]:
 def user_identified(e: UserEvent, source: str) -> Iterator[Event]:
     """An address or number of a user came or changed; the main one is their e-mail or phone."""
     identity = _identity(e)
-    value, primary = identity.get("value"), bool(identity.get("primary"))
-    if identity.get("type") == "email" and value:
+    value, primary = identity.get("value"), _flag(identity.get("primary"))
+    if not isinstance(value, str):
+        yield from _customer(e.detail, source, e.time)
+    elif identity.get("type") == "email" and value:
         main = {"email": value} if primary else {}
         yield from _customer(e.detail, source, e.time, identifiers=identifiers(email=value), **main)
     elif identity.get("type") in {"phone_number", "phone"} and value:
@@ -644,7 +682,9 @@ def user_identity_deleted(e: UserEvent, source: str) -> Iterator[Event]:
     """An address or number of a user is gone; that it was one of theirs stays known to the identity step."""
     identity = _identity(e)
     gone = (
-        identity.get("type") == "email" and identity.get("primary") and e.detail.email in {None, identity.get("value")}
+        identity.get("type") == "email"
+        and _flag(identity.get("primary"))
+        and e.detail.email in (None, identity.get("value"))
     )
     changes: dict[str, Any] = {"email": None, "cleared": ("email",)} if gone else {}
     yield from _customer(e.detail, source, e.time, **changes)
@@ -667,8 +707,8 @@ def user_logged_in(e: UserEvent, source: str) -> Iterator[Event]:
 @connector.on("user.merged")
 def users_merged(e: UserEvent, source: str) -> Iterator[Event]:
     """Two users are the same person. Which of them stays is told by the `user.deleted` or `user.active_changed` of the other."""
-    other = _no_id((e.event.get("user") or {}).get("id"))
-    if other is None:
+    other = _no_id(_part(e.event.get("user")).get("id"))
+    if not isinstance(other, str | int):
         raise MissingField("zendesk: a merge names no other user")
     both = subject(source, "user", e.detail.id), subject(source, "user", other)
     yield from _customer(e.detail, source, e.time, identifiers=identifiers(subject=both[1]))
@@ -682,8 +722,9 @@ def users_merged(e: UserEvent, source: str) -> Iterator[Event]:
 @connector.on("user.role_changed")
 def user_role_changed(e: UserEvent, source: str) -> Iterator[Event]:
     """Someone who becomes an agent is no customer any more."""
-    role = e.event.get("current") or e.detail.role
-    before = e.event.get("previous")
+    role, before = e.event.get("current") or e.detail.role, e.event.get("previous")
+    if not isinstance(role, str):
+        raise InvalidPayload("zendesk: the role is not a text")
     if _is_end_user(role):
         yield from _customer(e.detail.model_copy(update={"role": role}), source, e.time)
     elif before and _is_end_user(before):
@@ -693,9 +734,12 @@ def user_role_changed(e: UserEvent, source: str) -> Iterator[Event]:
 @connector.on("user.active_changed")
 def user_active_changed(e: UserEvent, source: str) -> Iterator[Event]:
     """An inactive user is one that was deleted (and can be restored)."""
-    if e.event.get("current") is False and _is_customer(e.detail):
+    active = _flag(e.event.get("current", True))
+    if active is None:
+        raise InvalidPayload("zendesk: whether the user is active is neither true nor false")
+    if not active and _is_customer(e.detail):
         yield _deleted(e.detail, source, e.time)
-    elif e.event.get("current") is not False:
+    elif active:
         yield from _customer(e.detail, source, e.time, status="enabled")
 
 

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import Any
 
 import psycopg
-from caudal.connectors import Delivery
+from caudal.connectors import Delivery, LeftOut
 from caudal.connectors import get as connector_named
 from caudal.processors import rules as identity_rules
 from caudal.processors._links import Connection, Erasure, Links, Mention, Resolved
@@ -42,7 +42,7 @@ from caudal.errors import (
     UnusableEvent,
 )
 from caudal.settings import Settings
-from caudal.telemetry import BATCH_EVENTS, BATCH_SECONDS, DEAD_LETTERS, TRANSLATED, Log, logger
+from caudal.telemetry import BATCH_EVENTS, BATCH_SECONDS, DEAD_LETTERS, LEFT_OUT, TRANSLATED, Log, logger
 
 __all__ = ["Batch", "Capture", "Translator"]
 
@@ -84,7 +84,7 @@ Partition = tuple[str, int]
 
 @dataclass(slots=True)
 class Capture:
-    """One message of a capture topic and what it means. `poison` says why it means nothing."""
+    """One message of a capture topic and what it means. `poison` says why it, or an item of it, means nothing."""
 
     message: Message
     partition: Partition
@@ -93,6 +93,7 @@ class Capture:
     kind: str | None = None
     events: list[Event] = field(default_factory=list)
     poison: Poison | None = None
+    left_out: Sequence[LeftOut] = ()
 
 
 @dataclass(slots=True)
@@ -302,7 +303,8 @@ class Translator:
                 delivery_id=row["delivery_id"],
                 captured_at=row["captured_at"],
             )
-            capture.events, capture.poison = connector.salvage(delivery)
+            found = connector.salvage(delivery)
+            capture.events, capture.poison, capture.left_out = found.events, found.poison, found.left_out
             latest = delivery.captured_at + CLOCK_SKEW
             for event in capture.events:
                 # frozen for everyone else; these were made a moment ago, and copying forty fields takes longer than making them
@@ -435,7 +437,10 @@ class Translator:
         self._positions.update(ends)
 
     def _note(self, captures: Sequence[Capture]) -> None:
+        left_out: dict[str, list[Capture]] = {}
         for capture in captures:
+            if capture.left_out and capture.source and self._put_aside is None:
+                left_out.setdefault(capture.source, []).append(capture)
             if capture.events:
                 TRANSLATED.labels(capture.source).inc(len(capture.events))
             if capture.poison is not None and self._put_aside is None:
@@ -448,6 +453,20 @@ class Translator:
                     partition=capture.partition[1],
                     offset=capture.offset,
                 )
+        for source, some in left_out.items():
+            for part in chain.from_iterable(capture.left_out for capture in some):
+                LEFT_OUT.labels(source, part.reason).inc()
+            parts = dict.fromkeys(f"{part.path} {part.reason}" for capture in some for part in capture.left_out)
+            topic, partition = some[0].partition
+            logger().info(
+                Log.PARTS_LEFT_OUT,
+                source=source,
+                captures=len(some),
+                parts=[*parts][:20],
+                topic=topic,
+                partition=partition,
+                offset=some[0].offset,
+            )
 
     def _raise_made(self, ends: Iterable[tuple[int, int]]) -> None:
         for partition, end in ends:

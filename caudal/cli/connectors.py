@@ -10,7 +10,7 @@ from typing import Annotated, BinaryIO, TypeVar
 
 import typer
 
-from caudal.cli._output import NEGATIVE, Json, emit, emit_line, examples, table
+from caudal.cli._output import NEGATIVE, Json, emit, emit_line, examples, note, table
 
 __all__ = ["app", "register"]
 
@@ -156,8 +156,9 @@ def translate(
 ) -> None:
     """Print the canonical events of a delivery, one JSON object a line. Needs no server.
 
-    Exit status 65, with the code on standard error, when the connector can't use the payload. With --ndjson each line
-    is answered by {events} or {poison, message}.
+    Standard error names the parts that could not be read and were left out. Exit status 65, with the code on standard error, when the
+    connector can't use the payload or an item of it; the events of the other items are printed. With --ndjson each line is answered by
+    {events, left_out?} or {poison, message}, or all of these when only some items could be used.
     """
     from caudal import connectors
     from caudal.connectors import _tools
@@ -172,8 +173,13 @@ def translate(
     with _opened(file) as stream:
         body = stream.read()
     delivery = _tools.delivery(body, source=source or name, kind=kind, headers=parsed)
-    for event in _tools.translate(connector, delivery):
-        emit_line(event)
+    found = _tools.translate(connector, delivery)
+    for event in found.events:
+        emit_line(_tools.as_json(event))
+    for part in found.left_out:
+        note(f"left out: {part.path} ({part.reason})")
+    if found.poison is not None:
+        raise found.poison
 
 
 @contextmanager

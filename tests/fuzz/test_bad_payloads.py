@@ -94,7 +94,8 @@ def understood(connector: str, body: bytes, headers: dict[str, str], *, kind: st
     """What can't be used of a delivery; what can is seen to be storable."""
     connected = registry()[connector]
     delivery_id, found = connected.key(headers, body)
-    events, poison = connected.salvage(Delivery("s-1", body, headers, kind or found, delivery_id, NOW))
+    found = connected.salvage(Delivery("s-1", body, headers, kind or found, delivery_id, NOW))
+    events, poison = found.events, found.poison
     storable(events)
     if poison is not None:
         assert isinstance(poison, Poison)

@@ -25,9 +25,10 @@ from caudal.connectors import (
     minor,
     subject,
 )
-from caudal.connectors._bounds import _bounded, _fits, within_bounds
+from caudal.connectors._bounds import TEXT_MAX, _bounded, _fits, within_bounds
+from caudal.connectors._mend import REASONS, UNREADABLE, LeftOut
 from caudal.connectors._money import exponent
-from caudal.schemas import EVENT_TYPES, Event, Identifier, OrderLine, OrderStated, ProfileStated
+from caudal.schemas import EVENT_TYPES, Event, Identifier, OrderLine, OrderStated, ProfileStated, Refund
 from caudal.schemas._types import schema_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -130,17 +131,16 @@ def test_what_is_no_amount_is_refused(price: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("amount", "currency"), [("1", "reais"), ("1", "brl"), ("1" + "0" * 18, "JPY"), ("1" + "0" * 30, "EUR")]
+    ("amount", "currency"), [("1", "reais"), ("1", "R$"), ("1" + "0" * 18, "JPY"), ("1" + "0" * 30, "EUR")]
 )
-def test_an_unusable_currency_or_size_is_poison(amount: str, currency: str) -> None:
-    with pytest.raises(InvalidPayload):
-        minor(Decimal(amount), currency)
+def test_an_unusable_currency_or_size_costs_the_amount(amount: str, currency: str) -> None:
+    assert minor(Decimal(amount), currency) is UNREADABLE
 
 
 def test_an_amount_needs_a_currency_and_nothing_needs_none() -> None:
     assert minor(None, None) is None
-    with pytest.raises(MissingField):
-        minor(Decimal(1), None)
+    assert minor(Decimal(1), None) is UNREADABLE
+    assert minor(Decimal(1), " brl") == 100
 
 
 # --- ids, times, emptiness
@@ -170,11 +170,22 @@ def test_times_are_brought_to_utc_and_are_utc_without_an_offset() -> None:
 
 
 @pytest.mark.parametrize(
-    "at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "0001-06-01T00:00:00Z", "2026-02-30T00:00:00Z"]
+    "at",
+    [
+        "0001-01-01T00:00:00+14:00",
+        "9999-12-31T23:59:59-12:00",
+        "0001-06-01T00:00:00Z",
+        "2026-02-30T00:00:00Z",
+        "0000-00-00 00:00:00",
+        "1899-12-30T00:00:00",
+        "1970-01-01T00:00:00Z",
+        0,
+        20240512,
+        10**19,
+    ],
 )
-def test_times_that_nobody_can_store_are_poison(at: str) -> None:
-    with pytest.raises(Poison):
-        one({"id": 1, "at": at})
+def test_times_that_mean_none_are_left_out(at: str) -> None:
+    assert one({"id": 1, "at": at}).occurred_at == NOW
 
 
 def test_absent_is_not_null() -> None:
@@ -199,9 +210,8 @@ def test_nul_is_cut_out_of_texts_and_refused_in_keys() -> None:
         one({"id": "1\x00"})
 
 
-def test_a_lone_surrogate_from_a_header_is_poison() -> None:
-    with pytest.raises(UnusableEvent, match="name can't be stored"):
-        one(1, "echo", **{"x-name": "a\udcff"})
+def test_a_lone_surrogate_from_a_header_costs_that_character() -> None:
+    assert one(1, "echo", **{"x-name": "a\udcff"}).name == "a\ufffd"
 
 
 def test_a_key_must_fit_an_index() -> None:
@@ -222,17 +232,51 @@ def test_a_key_must_fit_an_index() -> None:
         {"number": 7},
         {"placed_at": datetime(2026, 1, 1)},  # noqa: DTZ001 - that it has no zone is the point
         {"placed_at": date(2026, 1, 1)},
-        {"coupons": ("a", None)},
+        {"coupons": (None,)},
+        {"currency": "reais"},
+        {"total_minor": UNREADABLE},
+        {"refunds": (Refund(refund_id="1", refunded_at=NOW, amount_minor=UNREADABLE, currency="BRL"),)},
     ],
 )
-def test_values_that_avro_can_not_hold_are_poison(change: dict[str, Any]) -> None:
+def test_values_that_avro_can_not_hold_are_left_out_and_told(change: dict[str, Any]) -> None:
     order = OrderStated(subject="s:order:1", occurred_at=NOW, order_id="1")
-    assert within_bounds(order) is order
+    told: list[LeftOut] = []
+    assert within_bounds(order, told) is order
+    assert told == []
+    assert within_bounds(replace(order, **change), told) == order
+    assert {part.path.split(".")[1] for part in told} == {*change}
+    assert {part.reason for part in told} <= REASONS
+
+
+@pytest.mark.parametrize(
+    "change", [{"subject": 7}, {"order_id": 2.5}, {"occurred_at": "soon"}, {"subject": "s:o:\ud800"}]
+)
+def test_what_an_event_can_not_do_without_is_poison_where_avro_can_not_hold_it(change: dict[str, Any]) -> None:
     with pytest.raises(UnusableEvent):
-        within_bounds(replace(order, **change))
+        within_bounds(replace(OrderStated(subject="s:order:1", occurred_at=NOW, order_id="1"), **change))
 
 
-def test_a_float_that_is_no_number_and_a_moment_for_a_day_are_poison() -> None:
+def test_one_bad_line_leaves_the_others() -> None:
+    lines = tuple(OrderLine(line_id=str(n), quantity=n if n != 3 else 2**31, unit_price_minor=n) for n in range(8))
+    order = OrderStated(subject="s:order:1", occurred_at=NOW, order_id="1", coupons=("a", None), lines=lines)  # type: ignore[arg-type]
+    told: list[LeftOut] = []
+    kept = within_bounds(order, told)
+    assert kept.lines == lines[:3] + lines[4:]
+    assert kept.coupons == ("a",)
+    assert {part.path for part in told} == {"OrderStated.lines.3", "OrderStated.coupons.1"}
+
+
+def test_long_texts_are_cut_and_maps_of_too_much_are_shortened() -> None:
+    body = {"id": 1, "note": "ã" * (TEXT_MAX + 1)}
+    assert one(body).name == "ã" * TEXT_MAX
+    attributes = {f"field_{n}": "x" * 1_000 for n in range(2_000)}
+    told: list[LeftOut] = []
+    person = within_bounds(ProfileStated(subject="s:p:1", occurred_at=NOW, attributes=attributes), told, long=True)
+    assert 300 < len(person.attributes) < 500
+    assert told == [LeftOut("ProfileStated.attributes", "too_many")]
+
+
+def test_a_float_that_is_no_number_and_a_moment_for_a_day_are_left_out() -> None:
     person = ProfileStated(subject="s:p:1", occurred_at=NOW)
     for change in (
         {"latitude": float("nan")},
@@ -240,8 +284,7 @@ def test_a_float_that_is_no_number_and_a_moment_for_a_day_are_poison() -> None:
         {"birth_date": NOW},
         {"birth_date": date(1, 1, 1)},
     ):
-        with pytest.raises(UnusableEvent):
-            within_bounds(replace(person, **change))
+        assert within_bounds(replace(person, **change)) == person
 
 
 texts = st.text(st.characters(exclude_categories=()), max_size=3) | st.sampled_from(
@@ -321,8 +364,8 @@ def test_the_widths_of_whole_numbers_are_those_of_the_schemas() -> None:
 
 def test_errors_name_the_place_and_nothing_of_the_payload() -> None:
     with pytest.raises(InvalidPayload) as caught:
-        one({"id": 1, "at": "maria@example.com", "extra": {"maria": "x"}})
-    assert "at: " in str(caught.value)
+        one({"id": [], "at": "maria@example.com", "extra": {"maria": "x"}})
+    assert "id: " in str(caught.value)
     assert "extra.*: " in str(caught.value)
     assert "maria" not in str(caught.value)
 

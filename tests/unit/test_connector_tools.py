@@ -78,14 +78,14 @@ def test_a_tickets_own_type_does_not_hide_the_events() -> None:
 
 def test_one_file_translates_with_headers_in_any_case() -> None:
     given = delivery(b'{"id": 7}', source="shop", headers={"X-Shopify-Topic": "customers/delete"}, at=NOW)
-    (event,) = translate(SHOPIFY, given)
+    (event,) = map(as_json, translate(SHOPIFY, given).events)
     assert (event["type"], event["subject"]) == ("SubjectDeleted", "shop:customer:7")
     assert event["captured_at"] == "2026-01-02T03:04:05.678000Z"
 
 
 def test_a_kind_given_beats_the_header() -> None:
     given = delivery(b'{"id": 7}', source="shop", kind="orders/delete", headers={"x-shopify-topic": "customers/delete"})
-    assert translate(SHOPIFY, given)[0]["type"] == "OrderStated"
+    assert isinstance(translate(SHOPIFY, given).events[0], OrderStated)
 
 
 def test_each_line_gets_one_answer() -> None:
@@ -144,9 +144,19 @@ def test_no_line_at_all_raises(line: str | bytes) -> None:
     assert len(answers(line)) == 1
 
 
-def test_a_poison_of_one_file_is_raised_for_the_caller_to_show() -> None:
-    with pytest.raises(InvalidPayload):
-        translate(SHOPIFY, delivery(b"not json", source="shop", kind="orders/create"))
+def test_a_poison_of_one_file_is_given_for_the_caller_to_show() -> None:
+    found = translate(SHOPIFY, delivery(b"not json", source="shop", kind="orders/create"))
+    assert (found.events, isinstance(found.poison, InvalidPayload)) == ([], True)
+
+
+def test_a_line_tells_what_was_left_out_and_what_can_be_used_beside_a_poison() -> None:
+    (answer,) = answers({"kind": "customers/update", "body": {"id": 7, "email": ["x"], "first_name": "Ana"}})
+    assert answer["left_out"] == [{"path": "email", "reason": "bad_text"}]
+    assert answer["events"][0]["given_name"] == "Ana"
+    notice = {"subscriptionType": "contact.creation", "objectId": 1, "occurredAt": 1780000000000}
+    (answer,) = translate_lines(get("hubspot"), "crm", [json.dumps({"body": [notice, {}]})])
+    assert [event["subject"] for event in answer["events"]] == ["crm:contact:1"]
+    assert answer["poison"] == "unknown_kind"
 
 
 def test_a_signature_is_verified_with_any_of_the_secrets() -> None:
