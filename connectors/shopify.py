@@ -181,11 +181,16 @@ class MarketingConsent(Payload):
 
 
 class CustomerRef(Payload):
-    """The customer inside an order, checkout, draft or cart: who it is."""
+    """The customer inside an order, checkout, draft or cart: who it is, and mostly what the shop knows of them."""
 
     id: Annotated[Id | None, Essential] = None
     email: str | None = None
     phone: str | None = None
+    first_name: str | None = None
+    last_name: str | None = None
+    created_at: Instant | None = None
+    updated_at: Instant | None = None
+    default_address: Address | None = None
 
 
 class Money(Payload):
@@ -593,18 +598,33 @@ def _buyer(sale: Sale, source: str, kind: str) -> tuple[str, tuple[Identifier, .
     return subject(source, "customer", customer.id), known + identifiers(subject=own)
 
 
-def _guest(sale: Sale, who: str, known: tuple[Identifier, ...], at: datetime) -> Iterator[Event]:
-    """What a sale without a customer says about its buyer."""
-    if sale.customer is not None and sale.customer.id is not None:
-        return
-    address = sale.billing_address or sale.shipping_address or Address()
-    given, family = address.first_name, address.last_name
+def _buyer_stated(sale: Sale, who: str, own: str, known: tuple[Identifier, ...], at: datetime) -> Iterator[Event]:
+    """What a sale says of its buyer.
+
+    The customer inside is the shop's record of them as of its `updated_at`, and is stated as that. Where it has no name, or there is none,
+    the one who pays is described, as the sale's own subject: that yields to every record of a person. Parcels may go to others.
+    """
+    customer = sale.customer or CustomerRef()
+    payer = sale.billing_address or sale.shipping_address or Address()
+    paid_by = _full_name(payer.first_name, payer.last_name) or payer.name
+    given, family = customer.first_name, customer.last_name
+    name = _full_name(given, family)
+    recorded = customer.id is not None and bool(name or not paid_by)
+    if recorded:
+        address = customer.default_address or sale.billing_address or Address()
+        at = customer.updated_at or customer.created_at or at
+    else:
+        if customer.id is not None:  # tied to the customer, whose event names it
+            known = (*(found for found in known if found.value != own), *identifiers(subject=who))
+        who, address = own, payer
+        if not name:
+            name, given, family = paid_by, payer.first_name, payer.last_name
     stated: dict[str, Any] = {
-        "name": _full_name(given, family) or address.name,
+        "name": name,
         "given_name": given,
         "family_name": family,
-        "email": sale.email or sale.contact_email,
-        "phone": sale.phone or address.phone,
+        "email": customer.email or sale.email or sale.contact_email,
+        "phone": customer.phone or sale.phone or address.phone,
         "language": sale.customer_locale,
     }
     stated |= _address(address) | _documents(sale)
@@ -656,7 +676,7 @@ def _sale_stated(sale: Sale, source: str, subject_kind: str, at: datetime, **sta
     if ship is None and "shipping_address" in sale.model_fields_set:
         cleared += ("shipping_city", "shipping_region", "shipping_postal_code", "shipping_country")
     ship = ship or Address()
-    yield from _guest(sale, who, known, at)
+    yield from _buyer_stated(sale, who, subject(source, subject_kind, sale.id), known, at)
     fields: dict[str, Any] = {
         "number": sale.name,
         "currency": currency,

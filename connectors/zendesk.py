@@ -174,8 +174,21 @@ When = Annotated[Instant, BeforeValidator(_when)]
 OptionalWhen = Annotated[Instant | None, BeforeValidator(_when)]
 
 
+class Sender(Payload):
+    name: Text = None
+    address: Text = None
+    phone: Text = None
+
+
+class ViaSource(Payload):
+    sender: Sender | None = Field(default=None, alias="from")
+
+
 class Via(Payload):
+    """How a ticket came; `from` is who wrote or called (https://developer.zendesk.com/documentation/ticketing/reference-guides/via-object-reference/)."""
+
     channel: Text = None
+    source: ViaSource | None = None
 
 
 class Rating(Payload):
@@ -235,6 +248,12 @@ class User(Payload):
     updated_at: OptionalWhen = None
 
 
+class Requester(User):
+    """The requester as a trigger's author renders them, perhaps without the id."""
+
+    id: OptionalId = None  # type: ignore[assignment] # a user that may not be named
+
+
 class UserEvent(Payload):
     type: str
     id: Id
@@ -252,7 +271,7 @@ class TriggerTicket(Payload):
     """What `TICKET_TEMPLATE` renders: words as people see them, in the account's language."""
 
     id: Id
-    requester: User
+    requester: Requester = Requester()
     title: Text = None
     status: Text = None
     priority: Text = None
@@ -506,13 +525,15 @@ def ticket_stated(ticket: Ticket, source: str) -> Iterator[Event]:
         yield from _rated(stated, rating.score, rating.comment)
     else:
         yield stated
+    yield from _sender_stated(ticket, source, ticket.created_at or at)
 
 
 @connector.on("trigger.ticket")
 def ticket_told(ticket: TriggerTicket, source: str, delivery: Delivery) -> Iterator[Event]:
     """A ticket by our template. A placeholder without a value renders as nothing, so nothing is stated to be empty."""
     at = ticket.updated_at or _sent_at(delivery)
-    yield from _customer(ticket.requester, source, at)
+    own = None if ticket.requester.id else subject(source, "ticket", ticket.id)
+    yield from _customer(ticket.requester, source, at, of=own)
     plain = Ticket(
         id=ticket.id,
         requester_id=_no_id(ticket.requester.id),
@@ -546,6 +567,24 @@ def _ticket(source: str, ticket: Ticket, at: datetime, **changes: Any) -> Ticket
         "opened_at": ticket.created_at,
     }
     return TicketStated(subject=_person(source, ticket), occurred_at=at, ticket_id=ticket.id, **{**stated, **changes})
+
+
+def _sender_stated(ticket: Ticket, source: str, at: datetime) -> Iterator[Event]:
+    """What a ticket says of who sent it, as the ticket's own subject: that yields to every record of a person. It is no evidence of who
+    they are: agents forward what customers wrote.
+    """
+    sender = ticket.via.source.sender if ticket.via and ticket.via.source else None
+    if sender is None or not (sender.name or sender.address or sender.phone):
+        return
+    own, person = subject(source, "ticket", ticket.id), _person(source, ticket)
+    yield ProfileStated(
+        subject=own,
+        occurred_at=at,
+        identifiers=() if person == own else (Identifier(kind="subject", value=person),),
+        name=sender.name,
+        email=sender.address,
+        phone=sender.phone,
+    )
 
 
 def _person(source: str, ticket: Ticket) -> str:
@@ -770,8 +809,8 @@ def user_told(user: User, source: str, delivery: Delivery) -> Iterator[Event]:
     yield from _customer(user, source, user.updated_at or _sent_at(delivery))
 
 
-def _customer(user: User, source: str, at: datetime, **changes: Any) -> Iterator[Event]:
-    """The profile that a user shows, with `changes` on top; nothing for agents and admins."""
+def _customer(user: User, source: str, at: datetime, *, of: str | None = None, **changes: Any) -> Iterator[Event]:
+    """The profile that a user shows, with `changes` on top; nothing for agents and admins. `of` is whose it is, if not the user's own."""
     if not _is_customer(user):
         return
     custom = _custom(user.user_fields)
@@ -792,8 +831,10 @@ def _customer(user: User, source: str, at: datetime, **changes: Any) -> Iterator
         stated["status"] = "suspended" if user.suspended else "enabled"
     found = (*_known(user), *custom.pop("identifiers", ()), *changes.pop("identifiers", ()))
     attributes |= custom.pop("attributes", {}) | changes.pop("attributes", {})
+    if of is not None and not (found or any(stated.values())):
+        return
     yield ProfileStated(
-        subject=subject(source, "user", user.id),
+        subject=of or subject(source, "user", user.id),
         occurred_at=at,
         identifiers=found,
         attributes=attributes,

@@ -615,14 +615,27 @@ def remove(view: View, schema: str, priority: str) -> str:
         RETURNING customer_id"""
 
 
+_BORROWED = (
+    *("order", "checkout", "draft_order", "cart", "deal", "invoice", "quote", "refund", "return", "fulfillment"),
+    *("ticket", "conversation", "subscription", "dispute", "feedback"),
+)
+"""Types of subjects that stand for a person only by what they bought or asked. What these say of the person, such as the name on an
+invoice, yields to what any source's record of the person says."""
+_BELOW = 10**10
+
+
 def priority_sql(priorities: Mapping[str, int]) -> str:
-    """A source's priority as an SQL expression over the column `source`; sources that aren't named have 0."""
+    """How much a statement counts, as an SQL expression over the columns `source` and `subject` of `s`: first whether it is of a record of
+    the person, then by its source's priority; sources that aren't named have 0.
+    """
     cases = "".join(
         f" WHEN '{source}' THEN {int(value)}"
         for source, value in sorted(priorities.items())
         if value and _plain_name(source)
     )
-    return f"(CASE s.source{cases} ELSE 0 END)" if cases else "0"
+    types = ", ".join(f"'{type_}'" for type_ in _BORROWED)
+    own = f"CASE s.source{cases} ELSE 0 END" if cases else "0"
+    return f"({own} - CASE WHEN split_part(s.subject, ':', 2) IN ({types}) THEN {_BELOW} ELSE 0::bigint END)"
 
 
 def _plain_name(source: str) -> bool:

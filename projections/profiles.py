@@ -1,8 +1,9 @@
 """The profile of each customer: for every field the value of the source that counts most, then the newest.
 
 Within one subject the newest statement of a field wins, even when it states the field to be empty. Between subjects an empty field does
-not compete: the source's priority decides, then the statement version. What was stated of a record before it was merged into another one
-comes behind everything else of that priority. A steward's correction wins over every source.
+not compete: a record of the person comes before what an order or a ticket says of them, then the source's priority decides, then the
+statement version. What was stated of a record before it was merged into another one comes behind everything else of that priority. A
+steward's correction wins over every source.
 """
 
 from __future__ import annotations

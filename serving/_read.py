@@ -41,7 +41,7 @@ _ATTRIBUTES = f"""
     SELECT DISTINCT ON (a.name) a.name, s.source, s.subject, a.occurred_at AS since
     FROM live.links s JOIN live.profile_attributes a USING (subject)
     WHERE s.customer_id = ids.customer_id AND a.value IS NOT NULL AND a.occurred_at > coalesce({_GONE_AT}, '-infinity')
-    ORDER BY a.name, ({{priority}})::int DESC, a.occurred_at <= {_MERGED_AT} IS TRUE, a.occurred_at DESC, a.captured_at DESC,
+    ORDER BY a.name, {{priority}} DESC, a.occurred_at <= {_MERGED_AT} IS TRUE, a.occurred_at DESC, a.captured_at DESC,
              a.event_id DESC
 """
 

@@ -94,6 +94,24 @@ def test_two_subjects_of_one_customer_make_one_profile_by_priority_then_age(
     assert came["city"] == ("shop", START + timedelta(hours=5))
 
 
+def test_a_record_of_the_person_counts_before_what_an_order_says_of_them(
+    runners: Callable[..., Runner], codec: Codec, conn: psycopg.Connection[Any]
+) -> None:
+    runner = runners(priorities={"shop": 10})
+    log: list[Event] = [
+        stated("crm:contact:1", ANA, 0, name="Ana Souza"),
+        stated("shop:order:5", ANA, 9, name="Rui Lima", city="Olinda"),
+        stated("shop:order:4", ANA, 8, name="Rui", city="Natal", phone="+5581999990000"),
+    ]
+    apply(runner, records(codec, log), [1])
+    assert conn.execute("SELECT name, city, phone FROM live.profiles").fetchall() == [
+        ("Ana Souza", "Olinda", "+5581999990000")
+    ]
+    sql = PROVENANCE.format(schema="live", priority=priority_sql({"shop": 10}))
+    came = {field: subject for field, _, subject, _ in conn.execute(sql, {"customer_id": ANA}).fetchall()}
+    assert (came["name"], came["city"]) == ("crm:contact:1", "shop:order:5")
+
+
 def test_an_absent_field_stays_and_a_cleared_one_goes(
     runners: Callable[..., Runner], codec: Codec, conn: psycopg.Connection[Any]
 ) -> None:
