@@ -323,16 +323,18 @@ class Translator:
         ready: list[_Outgoing] = []
         whole_sources: list[SubjectDeleted] = []
         for capture in captures:
-            mark = len(ready), len(whole_sources)
-            try:
-                for event in capture.events:
+            refused: set[int] = set()
+            for event in capture.events:
+                try:
                     if isinstance(event, SubjectDeleted) and event.scope == "source":
                         whole_sources.append(event)
                     else:
                         ready.append(self._linked(event, *resolved.links[event.subject]))
-            except UnusableEvent as exc:
-                del ready[mark[0] :], whole_sources[mark[1] :]
-                capture.poison, capture.events = exc, []
+                except UnusableEvent as exc:  # costs itself; the capture's other events are others' too
+                    capture.poison = capture.poison or exc
+                    refused.add(id(event))
+            if refused:
+                capture.events = [event for event in capture.events if id(event) not in refused]
         links = (self._encoded(_link_event(link)) for link in resolved.changed)
         expanded = chain.from_iterable(map(self._of_each_subject, whole_sources))
         poisoned = [c for c in captures if c.poison is not None]

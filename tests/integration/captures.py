@@ -42,6 +42,7 @@ people = Connector(
 class Person(Payload):
     subject: str
     name: str | None = None
+    tags: tuple[str, ...] | None = None
     identifiers: tuple[tuple[str, str], ...] = ()
     at: datetime = T0
 
@@ -52,6 +53,7 @@ def person_stated(person: Person, _source: str) -> Iterator[Event]:
         subject=person.subject,
         occurred_at=person.at,
         name=person.name,
+        tags=person.tags,
         identifiers=tuple(Identifier(kind=kind, value=value) for kind, value in person.identifiers),
     )
 

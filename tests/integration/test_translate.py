@@ -125,10 +125,21 @@ def test_a_statement_from_years_ahead_does_not_win_for_years(settings):
 
 
 def test_an_event_too_large_for_its_topic_is_put_aside(settings):
-    capture(settings, "shop", [person(1), person(2, name="x" * 1_000_000), person(3)], partition=0)
+    large = person(2, tags=["x" * 10_000] * 100)
+    capture(settings, "shop", [person(1), large, person(3)], partition=0)
+    capture(settings, "shop", [[person(4), {**large, "subject": "shop:customer:5"}, person(6)]], partition=0)
     translate(settings, ["shop"])
-    assert {e["subject"] for e in events(settings, "ProfileStated")} == {"shop:customer:1", "shop:customer:3"}
-    assert [letter["code"] for letter in dead_letters(settings)] == ["unusable_event"]
+    assert {e["subject"] for e in events(settings, "ProfileStated")} == {f"shop:customer:{n}" for n in (1, 3, 4, 6)}
+    assert [letter["code"] for letter in dead_letters(settings)] == ["unusable_event"] * 2
+
+
+def test_a_text_that_is_too_long_is_cut_and_costs_nothing_else(settings):
+    before = telemetry.LEFT_OUT.labels("shop", "too_long")._value.get()
+    capture(settings, "shop", [person(1, name="x" * 1_000_000)])
+    translate(settings, ["shop"])
+    assert [len(e["name"]) for e in events(settings, "ProfileStated")] == [32_768]
+    assert dead_letters(settings) == []
+    assert telemetry.LEFT_OUT.labels("shop", "too_long")._value.get() == before + 1
 
 
 def test_what_the_database_refuses_is_found_and_put_aside(settings):
