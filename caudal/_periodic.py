@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 
 from caudal.errors import CaudalError
-from caudal.telemetry import Log, logger
+from caudal.telemetry import Log, Seldom, logger
 
 __all__ = ["Periodic", "Stopped"]
 
@@ -28,6 +28,7 @@ class Periodic(ABC):
 
     def __init__(self) -> None:
         self._stop = threading.Event()
+        self._told = Seldom()
         self._thread = threading.Thread(target=self._run, name=self.step, daemon=True)
 
     def start(self) -> None:
@@ -60,6 +61,6 @@ class Periodic(ABC):
             except Stopped:
                 return
             except CaudalError as exc:
-                logger().warning(Log.PROCESS_FAILED, process="worker", step=self.step, code=exc.code)
+                self._told.warning(Log.PROCESS_FAILED, process="worker", step=self.step, code=exc.code)
             except Exception as exc:
                 logger().exception(Log.PROCESS_FAILED, process="worker", step=self.step, error=type(exc).__name__)

@@ -25,7 +25,9 @@ QUIET_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One dead letter. `redriven_at` says when it was last put back; `payload` and `key` are bytes as they came."""
+    """One dead letter. `redriven_at` says when it was last put back; `payload` and `key` are bytes as they came, unless
+    `payload_left_out` says that the payload was too large to be kept.
+    """
 
     dead_letter_id: str
     stage: str
@@ -40,6 +42,7 @@ class DeadLetter:
     payload: bytes
     failed_at: datetime
     attempts: int
+    payload_left_out: bool = False
     redriven_at: datetime | None = None
 
     @property
@@ -131,7 +134,8 @@ class DeadLetters:
         }
 
     def redrive(self, where: Filter, *, again: bool = False) -> Redrive:
-        """Put the inputs back on the topics they came from, byte for byte, with the same key.
+        """Put the inputs back on the topics they came from, byte for byte, with the same key. An input that the letter doesn't hold is
+        read where it stands; a change that its topic refused is published anew by the workers.
 
         Safe to repeat: those put back before are left unless `again`, and an input that is used twice changes nothing, since
         the events made of it have the same ids.
@@ -149,6 +153,7 @@ class DeadLetters:
         producer = kafka.producer(self._settings.kafka)
         done: set[str] = set()
         skipped: set[str] = set()
+        unpublished: list[DeadLetter] = []
         try:
             for letter in self._read(where):
                 if letter.dead_letter_id in done:
@@ -157,8 +162,14 @@ class DeadLetters:
                 if former or (letter.redriven_at is not None and not again):
                     skipped.add(letter.dead_letter_id)
                     continue
+                if letter.stage == "publish":
+                    unpublished.append(letter)
+                elif (payload := self._payload(letter)) is None:
+                    skipped.add(letter.dead_letter_id)
+                    continue
+                else:
+                    _produce(producer, letter, payload, self._headers(letter), report)
                 done.add(letter.dead_letter_id)
-                _produce(producer, letter, self._headers(letter), report)
         except KafkaException as exc:
             raise kafka.translate_error(exc) from exc
         if producer.flush(QUIET_S) or failed:
@@ -169,7 +180,30 @@ class DeadLetters:
                    ON CONFLICT (dead_letter_id) DO UPDATE SET redriven_at = now(), times = hub.redrives.times + 1""",
                 (sorted(done),),
             )
+            prefix = len(self._settings.kafka.topic_prefix)
+            db.cursor().executemany(
+                "INSERT INTO hub.outbox (partitions, topic, customer_ids) VALUES (ARRAY[%s::int], %s, ARRAY[%s::uuid])",
+                [
+                    (x.partition, x.topic[prefix:], (x.key or b"").decode())
+                    for x in unpublished
+                    if x.topic[prefix:] != kafka.SEGMENTS
+                ],
+            )
         return Redrive(redriven=len(done), skipped=len(skipped))
+
+    def _payload(self, letter: DeadLetter) -> bytes | None:
+        """What is to be put back; None when it is gone."""
+        if not letter.payload_left_out:
+            return letter.payload
+        consumer = kafka.consumer(self._settings.kafka, kafka.topic(self._settings.kafka, "caudal.dead-letters"))
+        try:
+            consumer.assign([TopicPartition(letter.topic, letter.partition, letter.offset)])
+            message = consumer.poll(QUIET_S)
+            if message is None:
+                raise BrokerUnavailable(f"Kafka sent nothing for {QUIET_S:.0f} s")
+            return message.value() if message.error() is None and message.offset() == letter.offset else None
+        finally:
+            consumer.close()
 
     def _headers(self, letter: DeadLetter) -> Headers:
         headers: Headers = [
@@ -252,11 +286,11 @@ def _age(letter: DeadLetter) -> tuple[datetime, str]:
 
 
 def _produce(
-    producer: Producer, letter: DeadLetter, headers: list[tuple[str, str | bytes | None]], report: Callable[..., None]
+    producer: Producer, letter: DeadLetter, payload: bytes, headers: Headers, report: Callable[..., None]
 ) -> None:
     while True:
         try:
-            producer.produce(letter.topic, letter.payload, letter.key, headers=headers, on_delivery=report)
+            producer.produce(letter.topic, payload, letter.key, headers=headers, on_delivery=report)
         except BufferError:
             producer.poll(0.1)
         else:

@@ -21,6 +21,7 @@ __all__ = [
     "LostPartition",
     "MissingField",
     "Poison",
+    "RefusedRecord",
     "RegistryUnavailable",
     "ReplayCancelled",
     "ReplayRefused",
@@ -85,7 +86,7 @@ class UnknownConnector(Fatal):
 
 
 class LogTruncated(Fatal):
-    """The log no longer holds its first events."""
+    """The log doesn't hold what was stated on it: its first events, or those that stored offsets tell of."""
 
     code = "log_truncated"
 
@@ -166,6 +167,12 @@ class UninstalledConnector(Poison):
     """The capture's connector is not installed where it is translated."""
 
     code = "uninstalled_connector"
+
+
+class RefusedRecord(Poison):
+    """Kafka will never take the record: it is larger than its topic allows, or a rule of the broker forbids it."""
+
+    code = "refused_record"
 
 
 class UnusableEvent(Poison):

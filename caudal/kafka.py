@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicMetadata
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType, TopicMetadata
 
-from caudal.errors import BrokerUnavailable, CaudalError, Fatal
+from caudal.errors import BadSettings, BrokerUnavailable, CaudalError, Fatal, LogTruncated
 from caudal.settings import KafkaSettings
+from caudal.telemetry import Log, Seldom
 
 __all__ = [
     "CHANGES",
@@ -19,8 +22,11 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "METRICS",
     "PROFILES",
+    "REFUSED",
     "SCHEMAS",
     "SEGMENTS",
+    "Extent",
+    "Watch",
     "admin",
     "answers",
     "capture_topic",
@@ -28,9 +34,14 @@ __all__ = [
     "delete_topics",
     "end_offsets",
     "ensure_topics",
+    "extents",
+    "ids",
+    "largest",
     "options",
     "producer",
+    "sessions",
     "start_offsets",
+    "tell_error",
     "topic",
     "topics",
     "translate_error",
@@ -55,10 +66,29 @@ _NOT_YET = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.OFFSET_NOT_AVAILABLE,
 }
 """What a leader answers that doesn't know yet that it leads: brokers tell of a new or moved partition a moment before."""
 _COMPACTED = {PROFILES, METRICS, SCHEMAS}
 _FOREVER = {CHANGES, DEAD_LETTERS, SEGMENTS}
+
+DEFAULT_LARGEST = 1_048_588
+"""`max.message.bytes` of a topic that says nothing else, in Kafka as it comes."""
+BATCH_BYTES = 1_000_000
+"""librdkafka's own bound of a batch; a topic that takes less refuses the batch as a whole."""
+REFUSED = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_MSG,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+    }
+)
+"""What a broker says of a batch that it will never take, however often it is sent: one of its messages is too large or not allowed."""
 
 
 def topic(settings: KafkaSettings, name: str) -> str:
@@ -74,12 +104,14 @@ def capture_topic(settings: KafkaSettings, source: str) -> str:
 def options(settings: KafkaSettings) -> dict[str, Any]:
     """What every client starts from: brokers plus the operator's own librdkafka options.
 
+    librdkafka itself writes no lines (they are not JSON, and 150 a second in an outage); what its clients meet comes to `tell_error`.
+
     Raises:
         Fatal: no brokers are known (the caller must resolve the embedded servers first, see `caudal.embedded`).
     """
     if not settings.bootstrap_servers:
         raise Fatal("no Kafka brokers are set", hint="run `caudal up`, or set CAUDAL_KAFKA__BOOTSTRAP_SERVERS")
-    conf: dict[str, Any] = {"bootstrap.servers": settings.bootstrap_servers, "log_level": 3, **settings.options}
+    conf: dict[str, Any] = {"bootstrap.servers": settings.bootstrap_servers, "log_level": 0, **settings.options}
     if settings.password is not None:
         conf["sasl.password"] = settings.password.get_secret_value()
     return conf
@@ -90,36 +122,70 @@ def producer(settings: KafkaSettings, **extra: Any) -> Producer:
 
     The partitioner is librdkafka's default (CRC32 of the key); the projection's stripes rely on nothing but the customer id.
     """
-    return Producer(
+    return _made(
+        Producer,
         {
             **options(settings),
+            "error_cb": tell_error,
             "acks": "all",
             "enable.idempotence": True,
             "compression.type": "lz4",
             "linger.ms": 0,
             "message.max.bytes": MAX_MESSAGE_BYTES,
             **extra,
-        }
+        },
     )
 
 
 def consumer(settings: KafkaSettings, group: str, **extra: Any) -> Consumer:
-    """A consumer that commits nothing by itself: offsets live in PostgreSQL, with the rows they made."""
-    conf = {
-        **options(settings),
-        "group.id": group,
-        "enable.auto.commit": False,
-        "auto.offset.reset": "earliest",
-        "enable.partition.eof": False,
-        "allow.auto.create.topics": False,
-        **extra,
-    }
-    return Consumer(conf)
+    """A consumer that commits nothing by itself: offsets live in PostgreSQL, with the rows they made.
+
+    Where the log doesn't hold the offset that it is to read at, it gives an error (`translate_error` makes it `LogTruncated`) and goes
+    nowhere else by itself.
+    """
+    return _made(
+        Consumer,
+        {
+            **options(settings),
+            "error_cb": tell_error,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": False,
+            "allow.auto.create.topics": False,
+            **extra,
+        },
+    )
 
 
 def admin(settings: KafkaSettings) -> AdminClient:
     """An admin client."""
-    return AdminClient(options(settings))
+    return _made(
+        AdminClient, options(settings)
+    )  # nobody polls it: a callback for errors would be a queue that only grows
+
+
+C = TypeVar("C")
+
+
+def _made(kind: Callable[[dict[str, Any]], C], conf: dict[str, Any]) -> C:
+    """A client.
+
+    Raises:
+        BadSettings: an option is none, or its value doesn't fit.
+    """
+    try:
+        return kind(conf)
+    except KafkaException as exc:
+        raise BadSettings(f"Kafka's client: {exc.args[0].str()}", hint="CAUDAL_KAFKA__OPTIONS") from None
+
+
+_unreachable = Seldom()
+
+
+def tell_error(error: KafkaError) -> None:
+    """What a client meets, as a log line now and then: all clients of a process meet the same when a broker is away."""
+    _unreachable.warning(Log.SERVER_UNREACHABLE, server="kafka", code=error.name().lower().lstrip("_"))
 
 
 def answers(settings: KafkaSettings, timeout_s: float = 5.0) -> bool:
@@ -225,6 +291,130 @@ def end_offsets(
     return _offsets(settings, names, OffsetSpec.latest(), client)  # type: ignore[no-untyped-call]  # has no annotation
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A topic as it is now: Kafka's own id of it, which another of the same name doesn't have (empty: the broker tells none), and of each
+    partition the first offset that it holds and the one that its next message gets.
+    """
+
+    id: str
+    starts: Mapping[int, int]
+    ends: Mapping[int, int]
+
+    @property
+    def records(self) -> int:
+        """How many offsets it spans."""
+        return sum(end - self.starts.get(partition, 0) for partition, end in self.ends.items())
+
+
+def extents(settings: KafkaSettings, names: Iterable[str], client: AdminClient | None = None) -> dict[str, Extent]:
+    """The topics that there are of these (full names); `client` spares a connection.
+
+    Raises:
+        BrokerUnavailable: the brokers can't be reached.
+    """
+    client = client or admin(settings)
+    wanted = [*names]
+    known = ids(
+        settings, wanted, client
+    )  # first: of a topic that is made again meanwhile no new id goes with old bounds
+    starts = _offsets(settings, known, OffsetSpec.earliest(), client)  # type: ignore[no-untyped-call]  # has no annotation
+    ends = _offsets(settings, known, OffsetSpec.latest(), client)  # type: ignore[no-untyped-call]  # has no annotation
+    return {name: Extent(id_, starts.get(name, {}), ends.get(name, {})) for name, id_ in known.items() if name in ends}
+
+
+def ids(settings: KafkaSettings, names: Sequence[str], client: AdminClient | None = None) -> dict[str, str]:
+    """Kafka's own ids of the topics that there are of these.
+
+    Raises:
+        BrokerUnavailable: the brokers can't be reached.
+    """
+    client = client or admin(settings)
+    found: dict[str, str] = {}
+    for name, future in client.describe_topics(TopicCollection([*names]), request_timeout=10).items() if names else ():
+        try:
+            found[name] = str(future.result().topic_id)
+        except KafkaException as exc:
+            if exc.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise translate_error(exc) from exc
+    return {name: "" if id_ == NO_ID else id_ for name, id_ in found.items()}
+
+
+class Watch:
+    """Notices that a topic was deleted and another made under its name, of which readers get to know nothing. For one thread."""
+
+    EVERY_S = 2.0
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._client = admin(settings)
+        self._asked = 0.0
+        self._answers: dict[str, Any] = {}
+
+    def replaced(self, known: Mapping[str, str]) -> list[str]:
+        """Of topics (full names) with the ids that they had, those that have another now, as far as is known; never waits."""
+        if self._answers and all(answer.done() for answer in self._answers.values()):
+            answers, self._answers = self._answers, {}
+            found = []
+            for topic, answer in answers.items():
+                with contextlib.suppress(KafkaException):  # it isn't there just now, or the brokers can't be reached
+                    if known.get(topic, "") not in {"", str(answer.result().topic_id)}:
+                        found.append(topic)
+            return found
+        if not self._answers and known and time.monotonic() - self._asked > self.EVERY_S:
+            self._asked = time.monotonic()
+            self._answers = self._client.describe_topics(TopicCollection([*known]), request_timeout=10)
+        return []
+
+
+NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"
+"""What a broker without ids of topics tells: the UUID of zeros."""
+
+
+def largest(settings: KafkaSettings, names: Iterable[str], client: AdminClient | None = None) -> dict[str, int]:
+    """The largest batch of messages that each topic takes, `max.message.bytes`; Kafka's own where it doesn't tell.
+
+    Raises:
+        BrokerUnavailable: the brokers can't be reached.
+    """
+    told = _configs(client or admin(settings), ResourceType.TOPIC, [*names], ("max.message.bytes",))
+    return {name: values.get("max.message.bytes", DEFAULT_LARGEST) for name, values in told.items()}
+
+
+def sessions(settings: KafkaSettings) -> tuple[int, int] | None:
+    """The shortest and the longest session of a consumer that the brokers take, ms; None where they don't tell.
+
+    Raises:
+        BrokerUnavailable: the brokers can't be reached.
+    """
+    client = admin(settings)
+    try:
+        brokers = [*client.list_topics(timeout=10).brokers]
+    except KafkaException as exc:
+        raise translate_error(exc) from exc
+    names = ("group.min.session.timeout.ms", "group.max.session.timeout.ms")
+    told = _configs(client, ResourceType.BROKER, [str(broker) for broker in brokers[:1]], names)
+    bounds = [values[name] for values in told.values() for name in names if name in values]
+    return (bounds[0], bounds[1]) if len(bounds) == len(names) else None
+
+
+def _configs(
+    client: AdminClient, kind: ResourceType, names: list[str], keys: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    resources = [ConfigResource(kind, name) for name in names]
+    found: dict[str, dict[str, int]] = {}
+    for resource, future in client.describe_configs(resources, request_timeout=10).items() if resources else ():
+        told: Any = {}
+        try:
+            told = future.result()
+        except (
+            KafkaException
+        ) as exc:  # one who may write a topic may not be allowed to see how it is set, or it isn't there
+            if isinstance(error := translate_error(exc), BrokerUnavailable):
+                raise error from exc
+        found[resource.name] = {key: int(told[key].value) for key in keys if key in told}
+    return found
+
+
 def start_offsets(settings: KafkaSettings, names: Iterable[str]) -> dict[str, dict[int, int]]:
     """The first offset that each partition still holds, by full topic name and partition; topics that don't exist are left out.
 
@@ -258,7 +448,9 @@ def _offsets(
 
 
 def translate_error(exc: KafkaException) -> CaudalError:
-    """Librdkafka's error as one of ours: retriable ones as `BrokerUnavailable`, the rest as `Fatal`."""
+    """Librdkafka's error as one of ours: retriable ones as `BrokerUnavailable`, an offset that isn't there as `LogTruncated`, the rest as
+    `Fatal`.
+    """
     error = exc.args[0]
     unreachable = {
         KafkaError._ALL_BROKERS_DOWN,
@@ -283,6 +475,8 @@ def translate_error(exc: KafkaException) -> CaudalError:
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.NOT_COORDINATOR,
     }
+    if error.code() in {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}:
+        return LogTruncated("the log doesn't hold the offset that is to be read", hint="`caudal status` shows which")
     if error.retriable() or error.code() in unreachable:
         return BrokerUnavailable(f"Kafka can't be reached: {error.str()}")
     return Fatal(f"Kafka refused: {error.str()}")

@@ -17,6 +17,7 @@ import psycopg
 from confluent_kafka import KafkaException, TopicPartition
 
 from caudal import generations, kafka, postgres
+from caudal import offsets as offsets_of
 from caudal.dead_letters import DeadLetters
 from caudal.errors import BrokerUnavailable, DatabaseUnavailable, LogTruncated, ReplayRefused
 from caudal.processors import _generation
@@ -251,6 +252,7 @@ class _NewGeneration:
         self._bury_new()
         self._lock_tables()
         _generation.exchange(self._conn, outgoing=self._current, incoming=self._number)
+        offsets_of.adopt(self._conn, self.topic, kafka.ids(self._settings.kafka, [self.topic]).get(self.topic, ""))
 
     def close(self) -> None:
         """Let go of the servers."""

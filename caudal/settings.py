@@ -29,8 +29,12 @@ __all__ = [
 PREFIX = "CAUDAL_"
 
 
+LONGEST_S = 86_400
+"""No wait is longer than a day: PostgreSQL's and Kafka's numbers end at 24 of them, and what is beyond they refuse late."""
+
+
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class KafkaSettings(_Group):
@@ -44,20 +48,25 @@ class KafkaSettings(_Group):
     )
     password: SecretStr | None = Field(None, description="`sasl.password`, kept apart so that it is never printed.")
     topic_prefix: str = Field(
-        "", pattern=r"^[A-Za-z0-9._-]*$", description="Put before every topic and consumer group name."
+        "",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        max_length=150,  # a topic's name has 249 characters, a source's 64
+        description="Put before every topic and consumer group name.",
     )
     partitions: int = Field(
         8, ge=1, le=64, description="Partitions of new topics. A power of two keeps workers apart best."
     )
-    replication_factor: int = Field(1, ge=1, description="Replicas of new topics.")
+    replication_factor: int = Field(1, ge=1, le=32_767, description="Replicas of new topics.")
 
 
 class PostgresSettings(_Group):
     """PostgreSQL 18 or newer. With no `dsn` the embedded server is used."""
 
     dsn: SecretStr | None = Field(None, description="libpq connection string. Unset: the embedded server.")
-    statement_timeout_s: float = Field(60.0, gt=0, description="Longest statement of the API, seconds.")
-    pool_size: int = Field(8, ge=1, description="Connections of the API's pool.")
+    statement_timeout_s: float = Field(
+        60.0, ge=0.001, le=LONGEST_S, description="Longest statement of the API, seconds."
+    )
+    pool_size: int = Field(8, ge=1, le=10_000, description="Connections of the API's pool.")
 
 
 class RegistrySettings(_Group):
@@ -75,7 +84,7 @@ class EmbeddedSettings(_Group):
 
     kafka_port: int = Field(0, ge=0, le=65535, description="Port of the embedded broker; 0 takes a free one.")
     postgres_port: int = Field(0, ge=0, le=65535, description="Port of the embedded PostgreSQL; 0 takes a free one.")
-    kafka_heap_mb: int = Field(512, ge=128, description="Heap of the embedded broker, MB.")
+    kafka_heap_mb: int = Field(512, ge=128, le=1_048_576, description="Heap of the embedded broker, MB.")
     jars_dir: Path | None = Field(None, description="Where the broker's jars are kept. Unset: the user's cache folder.")
     java: str | None = Field(None, description="A java command to use instead of the bundled one.")
 
@@ -89,34 +98,49 @@ class EdgeSettings(_Group):
         5 * 1024 * 1024, ge=1024, le=15 * 1024 * 1024, description="Largest delivery taken, bytes."
     )
     produce_timeout_s: float = Field(
-        4.0, gt=0, description="How long to wait for Kafka before answering 503. Shopify gives up at 5 s."
+        4.0,
+        ge=0.1,
+        le=LONGEST_S,
+        description="How long to wait for Kafka before answering 503. Shopify gives up at 5 s.",
     )
-    receive_timeout_s: float = Field(10.0, gt=0, description="How long a sender may take to send its body, seconds.")
+    receive_timeout_s: float = Field(
+        10.0, gt=0, le=LONGEST_S, description="How long a sender may take to send its body, seconds."
+    )
     public_url: str | None = Field(None, description="The edge's address as the vendors see it (HubSpot signs it).")
     metrics_host: str = Field(
         "127.0.0.1", description="Address of the edge's metrics page, apart from what vendors reach."
     )
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of the edge's metrics page; 0 takes a free one.")
-    replay_window_s: int = Field(300, ge=0, description="Oldest signed timestamp accepted, seconds; 0 takes any.")
+    replay_window_s: int = Field(
+        300, ge=0, le=10 * 365 * LONGEST_S, description="Oldest signed timestamp accepted, seconds; 0 takes any."
+    )
 
 
 class WorkerSettings(_Group):
     """Translate and project workers."""
 
-    batch_max_events: int = Field(20_000, ge=1, description="Most records taken into one batch.")
+    batch_max_events: int = Field(20_000, ge=1, le=1_000_000, description="Most records taken into one batch.")
     web_port: int = Field(
         0, ge=0, le=65535, description="Port of the worker's health and metrics page; 0 takes a free one."
     )
-    session_timeout_ms: int = Field(10_000, ge=1000, description="Kafka consumer session timeout, ms.")
+    session_timeout_ms: int = Field(
+        10_000,
+        ge=1000,
+        le=1_800_000,
+        description="Kafka consumer session timeout, ms; within the brokers' bounds, which are 6,000 and 1,800,000 unless they are set.",
+    )
     verify_hour: int = Field(
         3,
         ge=0,
         le=23,
         description="Hour (UTC) after which one worker proves a sample of customers against the log, daily.",
     )
-    verify_sample: int = Field(200, ge=0, description="Customers of the daily proof; 0 leaves it out.")
+    verify_sample: int = Field(200, ge=0, le=10_000_000, description="Customers of the daily proof; 0 leaves it out.")
     scores_every_h: int = Field(
-        24, ge=0, description="Hours after which one worker computes everybody's scores again; 0 leaves it out."
+        24,
+        ge=0,
+        le=87_600,
+        description="Hours after which one worker computes everybody's scores again; 0 leaves it out.",
     )
 
 
@@ -125,13 +149,17 @@ class ServingSettings(_Group):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8471, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    min_token_wait_s: float = Field(5.0, gt=0, description="Longest wait for a read with `min-token`, seconds.")
+    min_token_wait_s: float = Field(
+        5.0, gt=0, le=LONGEST_S, description="Longest wait for a read with `min-token`, seconds."
+    )
 
 
 class Settings(BaseSettings):
     """All settings. Build it with `load()` at an entry point and pass it down."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
     home: Path = Field(Path(".caudal"), description="Folder for embedded servers' data, logs and run files.")
     config_file: Path = Field(
@@ -142,13 +170,17 @@ class Settings(BaseSettings):
         None,
         description="TOML file with secrets by name; the environment wins. Unset: `secrets.toml` in the home folder.",
     )
-    default_region: str = Field("BR", description="ISO 3166 country for phone numbers without a country code.")
+    default_region: str = Field(
+        "BR", pattern="^[A-Z]{2}$", description="ISO 3166 country for phone numbers without a country code."
+    )
     base_currency: str = Field(
         "BRL",
         pattern="^[A-Z]{3}$",
         description="ISO 4217 code of the currency that `caudal rates load` takes rates to.",
     )
-    log_level: str = Field("info", description="debug, info, warning or error.")
+    log_level: str = Field(
+        "info", pattern="(?i)^(debug|info|warning|error|critical)$", description="debug, info, warning or error."
+    )
     log_json: bool | None = Field(None, description="JSON log lines. Unset: JSON unless standard error is a terminal.")
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     postgres: PostgresSettings = Field(default_factory=PostgresSettings)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from caudal import generations, kafka, postgres, sources
+from caudal import generations, kafka, offsets, postgres, sources
+from caudal.kafka import Extent
 from caudal.settings import Settings
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
-__all__ = ["TOPICS", "SourceStanding", "Standing", "prepare", "standing"]
+__all__ = ["TOPICS", "LogStanding", "SourceStanding", "Standing", "prepare", "standing"]
 
 TOPICS = (
     kafka.CHANGES,
@@ -31,12 +33,23 @@ class SourceStanding(TypedDict):
     captures: int
 
 
+class LogStanding(TypedDict):
+    """A log that didn't fit what was read of it. `fault` says why it doesn't now (see `offsets.Misfit`), `unread` how many of its records
+    were deleted before they were read.
+    """
+
+    topic: str
+    fault: str | None
+    unread: int
+
+
 class Standing(TypedDict):
-    """`topics`: next offset by topic and partition. `workers`: records that wait for a step."""
+    """`topics`: next offset by topic and partition. `workers`: records that wait for a step. `logs`: those there is something to say of."""
 
     topics: dict[str, dict[int, int]]
     workers: dict[str, int]
     sources: list[SourceStanding]
+    logs: list[LogStanding]
 
 
 def prepare(settings: Settings) -> None:
@@ -57,17 +70,30 @@ def standing(settings: Settings) -> Standing:
         CaudalError: a server can't be reached.
     """
     prefix = settings.kafka.topic_prefix
-    names = [name for name in kafka.topics(settings.kafka) if name.startswith(prefix) and _ours(name[len(prefix) :])]
-    ends = {name[len(prefix) :]: partitions for name, partitions in kafka.end_offsets(settings.kafka, names).items()}
     with postgres.connect(settings.postgres, role="cli") as connection, postgres.translated():
         log = generations.name(generations.current(connection))
-        projected = {(log, p): offset for p, offset in _rows(connection, "live.offsets")}
-        translated = {(t.removeprefix(prefix), p): offset for t, p, offset, _ in _rows(connection, "hub.translated")}
-    captures = {name: partitions for name, partitions in ends.items() if name.startswith("capture.")}
-    changes = {log: ends.get(log, {})}
+        done = {(t.removeprefix(prefix), p): offset for t, p, offset in _rows(connection, "hub.offsets")}
+        done |= {(log, p): offset for p, offset in _rows(connection, "live.offsets")}
+        known = {row[0].removeprefix(prefix): offsets.Noted(*row[1:4]) for row in _rows(connection, "hub.logs")}
+    names = [name for name in kafka.topics(settings.kafka) if name.startswith(prefix) and _ours(name[len(prefix) :])]
+    # after what was done: no log is shorter than what was done of it before
+    found = {name[len(prefix) :]: extent for name, extent in kafka.extents(settings.kafka, names).items()}
+    ends = {name: dict(extent.ends) for name, extent in found.items()}
+    read = {name: extent for name, extent in found.items() if name == log or name.startswith("capture.")}
+    stored = {name: {p: offset for (topic, p), offset in done.items() if topic == name} for name in read}
+    faults = {
+        name: offsets.misfit(known[name].id if name in known else "", stored[name], extent)
+        for name, extent in read.items()
+    }
+    waiting = {
+        name: extent.records if faults[name] else _waiting(stored[name], extent) for name, extent in read.items()
+    }
     return {
         "topics": ends,
-        "workers": {"translate": _waiting(captures, translated), "project": _waiting(changes, projected)},
+        "workers": {
+            "translate": sum(count for name, count in waiting.items() if name != log),
+            "project": waiting.get(log, 0),
+        },
         "sources": [
             {
                 "name": source.name,
@@ -76,6 +102,11 @@ def standing(settings: Settings) -> Standing:
             }
             for source in sources.load(settings).values()
         ],
+        "logs": [
+            {"topic": name, "fault": faults.get(name), "unread": known.get(name, offsets.Noted()).unread}
+            for name in sorted({*read, *known})
+            if faults.get(name) or known.get(name, offsets.Noted()).unread
+        ],
     }
 
 
@@ -83,12 +114,8 @@ def _ours(name: str) -> bool:
     return name in TOPICS or name.startswith("capture.") or generations.number_of(name) is not None
 
 
-def _waiting(ends: dict[str, dict[int, int]], done: dict[tuple[str, int], int]) -> int:
-    return sum(
-        max(end - done.get((topic, partition), 0), 0)
-        for topic, partitions in ends.items()
-        for partition, end in partitions.items()
-    )
+def _waiting(stored: Mapping[int, int], extent: Extent) -> int:
+    return sum(end - max(stored.get(p, 0), extent.starts.get(p, 0)) for p, end in extent.ends.items())
 
 
 def _rows(connection: Connection[Any], table: str) -> list[tuple[Any, ...]]:

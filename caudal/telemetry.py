@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
 from enum import StrEnum
 from typing import Any
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-__all__ = ["Log", "configure_logging", "logger"]
+__all__ = ["Log", "Seldom", "configure_logging", "logger"]
 
 
 class Log(StrEnum):
@@ -21,7 +23,12 @@ class Log(StrEnum):
     BATCH_TRANSLATED = "batch.translated"
     CAPTURE_DEAD_LETTERED = "capture.dead_lettered"
     EVENT_DEAD_LETTERED = "event.dead_lettered"
+    CHANGE_CUT = "change.cut"
+    CHANGE_PUT_ASIDE = "change.put_aside"
     DELIVERY_REFUSED = "delivery.refused"
+    LIBRARY_LOGGED = "library.logged"
+    LOG_ACCEPTED = "log.accepted"
+    LOG_TRUNCATED = "log.truncated"
     OUTBOX_RECOVERED = "outbox.recovered"
     PARTS_LEFT_OUT = "parts.left_out"
     PARTITIONS_ASSIGNED = "partitions.assigned"
@@ -78,6 +85,16 @@ BATCH_EVENTS = Histogram(
 VIEW_ROWS = Counter("caudal_view_rows_changed_total", "View rows that changed.", ["view"])
 PUBLISHED = Counter("caudal_changes_published_total", "Messages on the change topics.", ["topic"])
 LAG = Gauge("caudal_consumer_lag_events", "Events not yet taken by partition.", ["topic", "partition"])
+LOG_FAULT = Gauge("caudal_log_fault", "1 while a log doesn't fit what was read of it and nobody goes on.", ["topic"])
+LOG_TRUNCATIONS = Counter(
+    "caudal_log_truncations_total", "Times that stored offsets didn't fit their topic.", ["topic", "reason"]
+)
+UNREAD = Counter("caudal_records_unread_total", "Records that were deleted before they were read.", ["topic"])
+CHANGES_CUT = Counter(
+    "caudal_changes_cut_total",
+    "Change messages published without fields, for their topic takes no larger ones.",
+    ["topic"],
+)
 REQUEST_SECONDS = Histogram(
     "caudal_request_seconds",
     "Time of the API's answers by route, live streams left out.",
@@ -110,6 +127,10 @@ METRICS = (
     VIEW_ROWS,
     PUBLISHED,
     LAG,
+    LOG_FAULT,
+    LOG_TRUNCATIONS,
+    UNREAD,
+    CHANGES_CUT,
     REQUEST_SECONDS,
     STREAM_CLIENTS,
     VERIFY_DIFFERENCES,
@@ -141,7 +162,37 @@ def configure_logging(level: str = "info", *, json: bool | None = None, **labels
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    from caudal import _libraries
+
+    _libraries.write_lines(renderer, labels)
+    logging.captureWarnings(as_json)
+
+
+class Seldom:
+    """Log lines of what comes again and again while it lasts: the first at once, then one every `every_s` that says how many were left
+    out. Any thread may write them.
+    """
+
+    def __init__(self, every_s: float = 20.0) -> None:
+        self._every_s = every_s
+        self._told: dict[tuple[str, ...], tuple[float, int]] = {}
+        self._lock = threading.Lock()
+
+    def warning(self, event: Log, **fields: Any) -> None:
+        """A warning; lines whose words are the same are the same, whatever their numbers."""
+        key = (event, *(f"{name}={value}" for name, value in fields.items() if isinstance(value, str)))
+        now = time.monotonic()
+        with self._lock:
+            since, unsaid = self._told.get(key, (-self._every_s, 0))
+            if now - since < self._every_s:
+                self._told[key] = since, unsaid + 1
+                return
+            if len(self._told) > self.MOST:
+                self._told.clear()
+            self._told[key] = now, 0
+        logger().warning(event, **fields, **({"more_since_last": unsaid} if unsaid else {}))
+
+    MOST = 1000
 
 
 def logger() -> structlog.typing.FilteringBoundLogger:

@@ -22,16 +22,16 @@ import orjson
 import prometheus_client
 import uvloop
 
-from caudal import generations, kafka, postgres, sources
+from caudal import generations, kafka, offsets, postgres, sources
 from caudal._nightly import Nightly
 from caudal._periodic import Periodic
 from caudal._scheduled import Reporting
 from caudal.errors import BadSettings, CaudalError, Fatal, LostPartition, Retryable
 from caudal.processors._pump import Feed, Partition, Pump, Stage
 from caudal.schemas.codec import Codec, Registry
-from caudal.settings import KafkaSettings, Settings
+from caudal.settings import Settings
 from caudal.supervisor import ROLES
-from caudal.telemetry import Log, logger
+from caudal.telemetry import Log, Seldom, logger
 
 if TYPE_CHECKING:
     from caudal.projections._runner import Runner
@@ -82,6 +82,7 @@ class _Worker:
         self._stages: dict[str, Stage[Any]] = {}
         self._pumps: dict[str, Pump[Any]] = {}
         self._generation = 0
+        self._told = Seldom()
         self._started = asyncio.Event()
 
     async def run(self) -> bool:
@@ -90,6 +91,7 @@ class _Worker:
         self._ended: asyncio.Future[None] = loop.create_future()
         self._control = _Control(self._settings)
         with _signals(loop, self._end), _quiet():
+            await asyncio.to_thread(_check_session, self._settings)
             registry = Registry(self._settings)
             await asyncio.to_thread(registry.register_all, _WRITTEN)
             codec = Codec(registry)
@@ -270,7 +272,7 @@ class _Worker:
             paused = await asyncio.to_thread(self._control.paused)
             generation = await asyncio.to_thread(self._control.generation)
         except CaudalError as exc:
-            logger().warning(Log.SERVER_UNREACHABLE, server="postgres", code=exc.code)
+            self._told.warning(Log.SERVER_UNREACHABLE, server="postgres", code=exc.code)
             return
         if generation != self._generation and "project" in self._pumps:
             self._pumps["project"].reopen()
@@ -338,9 +340,10 @@ def parse_command(value: bytes) -> tuple[str | None, tuple[str, ...]]:
 class _Projecting:
     """The projection's runner as a stage."""
 
-    def __init__(self, runner: Runner, settings: KafkaSettings) -> None:
+    def __init__(self, runner: Runner, settings: Settings) -> None:
         self._runner = runner
         self._settings = settings
+        self.ids: dict[str, str] = {}
         self.prepare = runner.decode
         self.apply = runner.apply
         self.idle = runner.idle
@@ -352,10 +355,12 @@ class _Projecting:
     def positions(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         numbers = [number for _, number in partitions]
         stored = self._runner.positions(numbers)
-        log = generations.topic(self._settings, self._runner.generation)
+        log = generations.topic(self._settings.kafka, self._runner.generation)
         if any(topic != log for topic, _ in partitions):
             raise LostPartition("the log has a new generation")  # the pump asks for its topic anew
         self._runner.recover(numbers)
+        id_, stored = offsets.goes_on(self._settings, log, stored, generation=self._runner.generation)
+        self.ids = {log: id_}
         return {(log, number): offset for number, offset in stored.items()}
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
@@ -372,10 +377,25 @@ def _projecting(settings: Settings, codec: Codec) -> Stage[Any]:
     from caudal.projections import Runner
 
     priorities = {name: source.priority for name, source in sources.load(settings).items()}
-    return _Projecting(Runner(settings, codec, priorities=priorities), settings.kafka)
+    return _Projecting(Runner(settings, codec, priorities=priorities), settings)
 
 
 _STAGES: dict[str, Callable[[Settings, Codec], Stage[Any]]] = {"translate": _translating, "project": _projecting}
+
+
+def _check_session(settings: Settings) -> None:
+    """See that Kafka takes the session: a group never says why nobody joins it.
+
+    Raises:
+        BadSettings: it doesn't.
+        BrokerUnavailable: Kafka can't be reached.
+    """
+    bounds, session_ms = kafka.sessions(settings.kafka), settings.worker.session_timeout_ms
+    if bounds is not None and not bounds[0] <= session_ms <= bounds[1]:
+        raise BadSettings(
+            f"Kafka takes sessions of {bounds[0]} to {bounds[1]} ms, not of {session_ms}",
+            hint="CAUDAL_WORKER__SESSION_TIMEOUT_MS; or the brokers' group.min.session.timeout.ms and group.max.session.timeout.ms",
+        )
 
 
 def _pattern(prefix: str) -> str:

@@ -18,13 +18,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from mode import Service
 
 from caudal import kafka
-from caudal.errors import Fatal, LostPartition, Retryable
+from caudal.errors import BadSettings, Fatal, LogTruncated, LostPartition, Retryable
 from caudal.settings import Settings
-from caudal.telemetry import LAG, Log, logger
+from caudal.telemetry import LAG, Log, Seldom, logger
 
 __all__ = ["Feed", "Pump", "Stage"]
 
@@ -33,6 +40,8 @@ SMALL = 100
 """A batch of fewer messages costs little more than one of a single message, and takes a few milliseconds to prepare."""
 IDLE_S = 0.2
 LAG_S = 1.0
+HELD_S = 3.0
+"""How often a log that doesn't fit what was read of it is looked at again."""
 HOLD_AFTER_S = 30.0
 """A step that is stuck this long has the consumer paused and polled, so that the group doesn't give it up (after 5 minutes)."""
 BACKOFF_FIRST_S = 0.1
@@ -45,12 +54,19 @@ B = TypeVar("B")
 class Stage(Protocol[B]):
     """A step of the live path. `prepare` may run beside anything else; the other methods never run at the same time."""
 
+    ids: dict[str, str]
+    """Kafka's own ids of the topics that `positions` spoke of; when one has another, reading begins anew."""
+
     def assigned(self, partitions: Sequence[Partition]) -> None:
         """The partitions are given to this worker by the group; `positions` follows, and again whenever reading begins anew."""
         ...
 
     def positions(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """Take the partitions over, all there are now; where to start each one that was read before."""
+        """Take the partitions over, all there are now; where to start each one that was read before.
+
+        Raises:
+            LogTruncated: nobody may go on until a human says how; asked again now and then.
+        """
         ...
 
     def prepare(self, messages: Sequence[Message]) -> B:
@@ -132,6 +148,8 @@ class Pump(Service, Generic[B]):
         self._unrecoverable: KafkaError | None = None
         self._measured = 0.0
         self._assigned: list[Partition] = []
+        self._told = Seldom()
+        self._reading: asyncio.Future[None] | None = None
 
     async def on_start(self) -> None:
         """Begin to read once the agent is attached."""
@@ -143,8 +161,9 @@ class Pump(Service, Generic[B]):
         """Finish the batch that is being applied, drop the others, leave the group."""
         self._stopping = True
         self._notify()
-        await self._reading
-        self._thread.shutdown()
+        if self._reading is not None:  # else something else failed before this was started
+            await self._reading
+            self._thread.shutdown()
 
     def attach(self) -> None:
         """The agent listens from now on; what was on its way to an earlier one is read again."""
@@ -187,11 +206,11 @@ class Pump(Service, Generic[B]):
                 try:
                     self._stage.apply(feed.batch)
                 except LostPartition as exc:
-                    logger().warning(Log.BATCH_RETRIED, step=self.name, code=exc.code)
+                    self._told.warning(Log.BATCH_RETRIED, step=self.name, code=exc.code)
                     self._begin_again()
                     return
                 except Retryable as exc:
-                    logger().warning(Log.BATCH_RETRIED, step=self.name, code=exc.code, wait_s=wait_s)
+                    self._told.warning(Log.BATCH_RETRIED, step=self.name, code=exc.code, wait_s=wait_s)
                 except BaseException:
                     self._begin_again()
                     raise
@@ -212,8 +231,10 @@ class Pump(Service, Generic[B]):
             began = time.monotonic()
             try:
                 self._read()
+            except LogTruncated:  # told by the stage
+                wait_s = HELD_S
             except Retryable as exc:
-                logger().warning(Log.PROCESS_RESTARTED, step=self.name, code=exc.code, wait_s=wait_s)
+                self._told.warning(Log.PROCESS_RESTARTED, step=self.name, code=exc.code, wait_s=wait_s)
             except Exception as exc:
                 self._event_loop.call_soon_threadsafe(self._failed, exc)
                 return
@@ -241,12 +262,15 @@ class Pump(Service, Generic[B]):
                 "error_cb": self._on_error,
             },
         )
+        watch = kafka.Watch(self._settings.kafka)
         try:
             consumer.subscribe([topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
             while not self._stopping and not self._reopen:
                 if self._unrecoverable is not None:
                     raise kafka.translate_error(KafkaException(self._unrecoverable))
                 self._measure_lag(consumer)
+                if watch.replaced(self._stage.ids):
+                    self._restart = True
                 if self._restart:
                     self._begin_at_stored(consumer, self._assigned)
                 elif self._paused or not self._room():
@@ -277,7 +301,7 @@ class Pump(Service, Generic[B]):
             self._restart = True
             return
         messages = [message for message in found if message.error() is None or self._raise_error(message.error())]
-        if not messages:
+        if not messages or self._restart:
             return
         feed = Feed(generation, self._delivered, self._stage.prepare(messages))
         self._delivered += 1
@@ -318,7 +342,7 @@ class Pump(Service, Generic[B]):
             try:
                 self._stage.idle()
             except Retryable as exc:
-                logger().warning(Log.BATCH_RETRIED, step=self.name, code=exc.code, wait_s=IDLE_S)
+                self._told.warning(Log.BATCH_RETRIED, step=self.name, code=exc.code, wait_s=IDLE_S)
             finally:
                 self._applying.release()
 
@@ -351,12 +375,23 @@ class Pump(Service, Generic[B]):
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
             self._unrecoverable = error
-        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
-            logger().warning(Log.SERVER_UNREACHABLE, step=self.name, server="kafka")
+        else:
+            kafka.tell_error(error)
 
     def _raise_error(self, error: KafkaError | None) -> bool:
-        """Raise what no waiting helps against; the rest librdkafka tries again by itself."""
+        """Raise what no waiting helps against; the rest librdkafka tries again by itself.
+
+        An offset that the log doesn't hold is judged by the stage, which is asked again where to read.
+        """
         assert error is not None
+        if error.code() in {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}:
+            self._restart = True
+            return False
+        if error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
+            raise BadSettings(
+                f"Kafka takes no session of {self._settings.worker.session_timeout_ms} ms",
+                hint="CAUDAL_WORKER__SESSION_TIMEOUT_MS; the brokers' group.min.session.timeout.ms is the least",
+            )
         refused = {
             KafkaError.TOPIC_AUTHORIZATION_FAILED,
             KafkaError.GROUP_AUTHORIZATION_FAILED,

@@ -14,11 +14,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from caudal.connectors import Delivery, LeftOut
 from caudal.connectors import get as connector_named
+from caudal.processors import _generation
 from caudal.processors import rules as identity_rules
 from caudal.processors._links import Connection, Erasure, Links, Mention, Resolved
 from caudal.processors._reader import CARRIED
@@ -26,11 +27,12 @@ from caudal.processors.identity import Key, Link
 from caudal.processors.rules import Rules
 from caudal.schemas import EVENT_TYPES, CustomerErased, Event, SubjectDeleted, SubjectLinked, derived_id
 from caudal.schemas.codec import Codec
-from caudal.schemas.dead_letters import dead_letter
+from caudal.schemas.dead_letters import bare, dead_letter
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient
 from psycopg.types.json import Jsonb
 
-from caudal import generations, kafka, postgres
+from caudal import generations, kafka, offsets, postgres
 from caudal.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
@@ -41,6 +43,7 @@ from caudal.errors import (
     UnknownConnector,
     UnusableEvent,
 )
+from caudal.kafka import Extent
 from caudal.settings import Settings
 from caudal.telemetry import BATCH_EVENTS, BATCH_SECONDS, DEAD_LETTERS, LEFT_OUT, TRANSLATED, Log, logger
 
@@ -78,6 +81,12 @@ _STORE = """
 """How far a batch is done, as one statement, which is a transaction by itself. It fails, by a division by zero, where someone else has
 moved an offset since it was read. Its commit doesn't wait for the disk: should PostgreSQL lose it by a crash, the batch is done again,
 which gives the same."""
+
+_SKIP = """
+    WITH n AS (SELECT %s::text AS topic, * FROM unnest(%s::int[], %s::bigint[]) n (partition, next_offset)),
+         noted AS (UPDATE translated t SET next_offset = n.next_offset FROM n WHERE (t.topic, t.partition) = (n.topic, n.partition))
+    INSERT INTO offsets (topic, partition, next_offset) SELECT * FROM n
+    ON CONFLICT (topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset"""
 
 Partition = tuple[str, int]
 
@@ -145,6 +154,10 @@ class Translator:
         self._made: dict[int, int] = {}
         """Next offset by partition of customer.changes, over all that this worker and the owners before it made."""
         self._swept = 0.0
+        self._admin: AdminClient | None = None
+        self._dropped = False
+        self.ids: dict[str, str] = {}
+        """Kafka's own ids of the topics that the positions count in."""
 
     def assigned(self, partitions: Sequence[Partition]) -> None:
         """What is stored says who may go on with them."""
@@ -152,9 +165,23 @@ class Translator:
     def positions(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Take the partitions over: where to start reading each; those never read are missing.
 
+        Captures that are another topic's than those that were read, or fewer, are read from their beginning: what is made of a capture
+        has the same ids again. Captures that were deleted before they were read are passed over. Both is told.
+
         Raises:
-            DatabaseUnavailable: try again.
+            BrokerUnavailable, DatabaseUnavailable: try again.
         """
+        known = self._read_positions(partitions)
+        self._admin = self._admin or kafka.admin(self._settings.kafka)
+        found = kafka.extents(self._settings.kafka, {*known, self._changes}, self._admin)
+        if [topic for topic in known if topic in found and self._mended(topic, found[topic], known[topic])]:
+            self._read_positions(partitions)
+        self._clamp_made(found.get(self._changes))
+        self.ids = {topic: extent.id for topic, extent in found.items()}
+        return {partition: offset for partition, offset in self._positions.items() if offset is not None}
+
+    def _read_positions(self, partitions: Sequence[Partition]) -> dict[str, offsets.Noted]:
+        """Take note of the positions; what is known of their topics."""
         topics, numbers = [topic for topic, _ in partitions], [number for _, number in partitions]
         with self._batch():  # offsets and generation are of one moment
             rows = self._connection().execute(
@@ -167,7 +194,60 @@ class Translator:
             for topic, number, next_offset, changes in rows:
                 self._positions[topic, number] = next_offset
                 self._raise_made((int(partition), offset) for partition, offset in (changes or {}).items())
-        return {partition: offset for partition, offset in self._positions.items() if offset is not None}
+            return offsets.noted(self._connection(), sorted({*topics}))
+
+    def _mended(self, topic: str, extent: Extent, known: offsets.Noted) -> bool:
+        """Have the stored positions of a topic fit it; whether they didn't."""
+        captures = not self._is_log(topic)
+        reason, gone = self._judged(topic, extent, known.id)
+        if reason is None and not gone:
+            if captures and known.id != extent.id:
+                with postgres.translated():
+                    offsets.adopt(self._connection(), topic, extent.id)
+            return False
+        with self._batch(expected=self._generation):
+            db = self._connection()
+            with db.transaction():
+                db.execute(
+                    "LOCK TABLE hub.logs IN SHARE ROW EXCLUSIVE MODE"
+                )  # of two workers that see it, one mends it
+                rows = db.execute("SELECT partition, next_offset FROM offsets WHERE topic = %s", (topic,)).fetchall()
+                self._positions.update({(topic, p): o for p, o in rows if (topic, p) in self._positions})
+                reason, gone = self._judged(topic, extent, offsets.noted(db, [topic])[topic].id)
+                if reason is not None:
+                    for schema in (
+                        ["hub", *map(_generation.schema_of, _generation.kept(db))] if captures else [self._schema]
+                    ):
+                        for table in (
+                            ("offsets", "translated") if schema == "hub" else ("offsets", "translated", "put_aside")
+                        ):
+                            db.execute(f"DELETE FROM {schema}.{table} WHERE topic = %s", (topic,))
+                    mine = {number for name, number in self._positions if name == topic}
+                    gone = {p: count for p, count in offsets.unread({}, extent).items() if p in mine}
+                db.execute(_SKIP, (topic, [*gone], [extent.starts[p] for p in gone]))
+                if captures:
+                    offsets.adopt(db, topic, extent.id, unread=sum(gone.values()))
+        if reason is not None:
+            offsets.tell(topic, reason)
+        if gone:
+            offsets.tell(topic, offsets.Misfit.UNREAD, records=sum(gone.values()), partitions=sorted(gone))
+        return True
+
+    def _judged(self, topic: str, extent: Extent, id_: str) -> tuple[offsets.Misfit | None, dict[int, int]]:
+        """Whether the positions don't fit the topic; else of which partitions how many records were deleted before they were read."""
+        mine = {number: offset for (name, number), offset in self._positions.items() if name == topic}
+        stored = {number: offset for number, offset in mine.items() if offset is not None}
+        reason = offsets.misfit(id_, stored, extent)
+        gone = {} if reason else offsets.unread(stored, extent)
+        return reason, {number: count for number, count in gone.items() if number in mine}
+
+    def _clamp_made(self, log: Extent | None) -> None:
+        """Promise nothing that lies beyond the end of the log: when it was made again, nobody would ever come to it."""
+        made = {p: min(offset, log.ends.get(p, 0)) for p, offset in self._made.items()} if log else self._made
+        if made != self._made:
+            self._made = made
+            with postgres.translated():
+                self._connection().execute("UPDATE translated SET changes = %s", (_vector(made),))
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Others have them now; nothing is kept for them here."""
@@ -328,6 +408,8 @@ class Translator:
                 try:
                     if isinstance(event, SubjectDeleted) and event.scope == "source":
                         whole_sources.append(event)
+                    elif isinstance(event, CustomerErased):
+                        ready += self._erasures(event, *resolved.links[event.subject])
                     else:
                         ready.append(self._linked(event, *resolved.links[event.subject]))
                 except UnusableEvent as exc:  # costs itself; the capture's other events are others' too
@@ -338,7 +420,10 @@ class Translator:
         links = (self._encoded(_link_event(link)) for link in resolved.changed)
         expanded = chain.from_iterable(map(self._of_each_subject, whole_sources))
         poisoned = [c for c in captures if c.poison is not None]
-        self._produce(chain(links, ready, expanded), poisoned if self._put_aside is None else [])
+        refused = self._produce(chain(links, ready, expanded), poisoned if self._put_aside is None else [])
+        if refused:
+            poisoned = self._refused(captures, refused)
+            self._produce((), poisoned if self._put_aside is None else [])
         self._store(captures, resolved.batches)
         self._note(captures)
         return len(ready), len(resolved.changed)
@@ -369,10 +454,25 @@ class Translator:
     def _linked(self, event: Event, customer_id: str, link_seq: int) -> _Outgoing:
         object.__setattr__(event, "customer_id", customer_id)  # see _understand
         object.__setattr__(event, "link_seq", link_seq)
-        if isinstance(event, CustomerErased):
-            subjects = {*event.subjects, *self._links.subjects_of_customer(customer_id)}
-            object.__setattr__(event, "subjects", tuple(sorted(subjects)))
         return self._encoded(event)
+
+    def _erasures(self, event: CustomerErased, customer_id: str, link_seq: int) -> list[_Outgoing]:
+        """An erasure names all subjects of its customer; of very many it is several events, for none may be too large to be stored."""
+        subjects = sorted({*event.subjects, *self._links.subjects_of_customer(customer_id)})
+        parts: list[list[str]] = [[]]
+        size = 0
+        for subject in subjects:
+            size += len(subject.encode()) + 3
+            if size > EVENT_MAX_BYTES // 2:
+                parts.append([])
+                size = 0
+            parts[-1].append(subject)
+        object.__setattr__(event, "subjects", tuple(parts[0]))
+        more = [
+            replace(event, subjects=tuple(part), event_id=derived_id(EVENTS, f"{event.event_id}\nsubjects {number}"))
+            for number, part in enumerate(parts[1:], 1)
+        ]
+        return [self._linked(each, customer_id, link_seq) for each in (event, *more)]
 
     def _of_each_subject(self, event: SubjectDeleted) -> Iterator[_Outgoing]:
         for subject, customer_id, link_seq in self._links.subjects_of_source(event.source):
@@ -394,13 +494,43 @@ class Translator:
             raise UnusableEvent(f"a {type(event).__name__} of {len(value)} bytes is more than customer.changes takes")
         return event.customer_id, type(event).__name__, value
 
-    def _produce(self, events: Iterable[_Outgoing], poisoned: Sequence[Capture]) -> None:
-        """Produce and confirm all; what the broker said of the offsets goes to `_made`."""
-        producer = self._producer
-        if producer is None:
-            producer = self._producer = kafka.producer(
-                self._settings.kafka, **{"linger.ms": 5, "delivery.timeout.ms": int(FLUSH_S * 1000)}
+    def _refused(self, captures: Iterable[Capture], values: set[bytes]) -> list[Capture]:
+        """The captures of which events are refused for good; these are put aside, and all else of them goes on."""
+        found = []
+        for capture in captures:
+            for event in capture.events:
+                if capture.poison is None and (value := self._codec.encode_event(event)) in values:
+                    capture.poison = UnusableEvent(
+                        f"customer.changes takes no {type(event).__name__} of {len(value)} bytes"
+                    )
+                    found.append(capture)
+        return found
+
+    def _connected(self) -> Producer:
+        """The producer; a new one makes topics again that are gone, and fills no batch that they don't take."""
+        if self._producer is None:
+            names = [self._changes.removeprefix(self._settings.kafka.topic_prefix), kafka.DEAD_LETTERS]
+            if self._dropped:
+                kafka.ensure_topics(self._settings.kafka, names)
+            self._admin = self._admin or kafka.admin(self._settings.kafka)
+            taken = kafka.largest(self._settings.kafka, [self._changes, self._dead_letters], self._admin)
+            self._producer = kafka.producer(
+                self._settings.kafka,
+                **{
+                    "linger.ms": 5,
+                    "delivery.timeout.ms": int(FLUSH_S * 1000),
+                    "batch.size": min((*taken.values(), kafka.BATCH_BYTES)),
+                },
             )
+        return self._producer
+
+    def _produce(self, events: Iterable[_Outgoing], poisoned: Sequence[Capture]) -> set[bytes]:
+        """Produce and confirm all; what the broker said of the offsets goes to `_made`. Gives the events that Kafka will never take.
+
+        Raises:
+            BrokerUnavailable: some may be written; try again.
+        """
+        producer = self._connected()
         report = _Report(self._changes)
         for key, name, value in events:
             _send(producer, self._changes, (key, value, [("event_type", name)]), report)
@@ -411,13 +541,41 @@ class Translator:
             value = self._codec.encode(self._dead_letters, "DeadLetter", record)
             headers: _Headers = [("code", capture.poison.code), ("stage", "translate")]
             _send(producer, self._dead_letters, (record["dead_letter_id"], value, headers), report)
+        self._confirm(producer, report)
+        refused, batch = set(), [*report.refused]
+        for message in batch:  # of all that shared its batch, one may be at fault
+            report.refused.clear()
+            self._resend(producer, message, report)
+            if report.refused and message.topic() == self._dead_letters:
+                _, letter = self._codec.decode(message.value() or b"")
+                report.refused.clear()
+                self._resend(
+                    producer, message, report, self._codec.encode(self._dead_letters, "DeadLetter", bare(letter))
+                )
+            if report.refused:
+                key = (message.key() or b"").decode(errors="replace")
+                logger().error(Log.CHANGE_PUT_ASIDE, topic=message.topic(), key=key, bytes=len(message.value() or b""))
+                refused.add(message.value() or b"")
+        self._made |= (
+            report.ends
+        )  # no maximum: what is acknowledged now lies behind all that ever was, unless the log is another one
+        if report.unknown:
+            self._raise_made(kafka.end_offsets(self._settings.kafka, [self._changes])[self._changes].items())
+        return refused
+
+    def _resend(self, producer: Producer, message: _Sent, report: _Report, value: bytes | None = None) -> None:
+        topic, key = message.topic() or "", (message.key() or b"").decode()
+        _send(producer, topic, (key, value or message.value() or b"", [*(message.headers() or ())]), report)
+        self._confirm(producer, report)
+
+    @staticmethod
+    def _confirm(producer: Producer, report: _Report) -> None:
         if producer.flush(FLUSH_S):
             raise BrokerUnavailable(f"Kafka confirmed not all of a batch within {FLUSH_S:.0f} s")
         if report.error is not None:
+            if report.error.fatal() or report.error.code() in {KafkaError._FATAL, *_NO_TOPIC}:
+                raise BrokerUnavailable(f"Kafka took not all of a batch: {report.error.name()}")  # another producer may
             raise kafka.translate_error(KafkaException(report.error))
-        self._raise_made(report.ends.items())
-        if report.unknown:
-            self._raise_made(kafka.end_offsets(self._settings.kafka, [self._changes])[self._changes].items())
 
     def _store(self, captures: Sequence[Capture], batches: Sequence[int]) -> None:
         """Store how far the captures are done, where nobody else has moved it since it was read."""
@@ -426,7 +584,7 @@ class Translator:
             ends[capture.partition] = max(capture.offset + 1, ends.get(capture.partition, 0))
         rows = [(*partition, self._positions.get(partition), end) for partition, end in sorted(ends.items())]
         columns = [list(column) for column in zip(*rows, strict=True)]
-        made = Jsonb({str(partition): end for partition, end in self._made.items()})
+        made = _vector(self._made)
         with postgres.translated():
             db = self._connection()
             with db.transaction() if self._put_aside is not None else nullcontext():
@@ -482,6 +640,7 @@ class Translator:
 
     def _drop_clients(self) -> None:
         """Begin with fresh clients: what the old ones still have under way belongs to a batch that is done again."""
+        self._dropped = True
         if self._producer is not None:
             self._producer.purge()
             self._producer.flush(1)
@@ -496,6 +655,40 @@ _Outgoing = tuple[str, str, bytes]
 _Headers = list[tuple[str, str | bytes | None]]
 
 
+_NO_TOPIC = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
+
+
+class _Sent(Protocol):
+    """What is read of a message that was not taken."""
+
+    def topic(self) -> str | None: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class _Unsent:
+    """One that librdkafka itself didn't take."""
+
+    of: str
+    by: bytes
+    said: bytes
+    with_: _Headers
+
+    def topic(self) -> str:
+        return self.of
+
+    def key(self) -> bytes:
+        return self.by
+
+    def value(self) -> bytes:
+        return self.said
+
+    def headers(self) -> _Headers:
+        return self.with_
+
+
 class _Report:
     """Collects what the broker says of a batch's messages."""
 
@@ -504,9 +697,13 @@ class _Report:
         self.ends: dict[int, int] = {}
         self.unknown = False
         self.error: KafkaError | None = None
+        self.refused: list[_Sent] = []
+        """What will never be taken, in this company or at all."""
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
+        if error is not None and error.code() in kafka.REFUSED:
+            self.refused.append(message)
+        elif error is not None:
             self.error = error
         elif message.topic() == self._changes:
             partition, offset = message.partition(), message.offset()
@@ -523,7 +720,10 @@ def _send(producer: Producer, topic: str, message: tuple[str, bytes, _Headers], 
         try:
             producer.produce(topic, value, key, headers=headers, on_delivery=report)
         except KafkaException as exc:
-            raise kafka.translate_error(exc) from exc
+            if exc.args[0].code() not in kafka.REFUSED:
+                raise kafka.translate_error(exc) from exc
+            report.refused.append(_Unsent(topic, key.encode(), value, headers))
+            return
         except BufferError:
             # the local queue is full: wait until the broker has taken some
             producer.poll(0.1)
@@ -531,6 +731,10 @@ def _send(producer: Producer, topic: str, message: tuple[str, bytes, _Headers], 
                 raise BrokerUnavailable(f"Kafka took nothing for {FLUSH_S:.0f} s") from None
         else:
             return
+
+
+def _vector(ends: dict[int, int]) -> Jsonb:
+    return Jsonb({str(partition): end for partition, end in ends.items()})
 
 
 def attempts(message: Message) -> int:

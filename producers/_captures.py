@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -37,8 +37,8 @@ class CaptureLog(Protocol):
         """Make sure that the source's topic and schema are there. Blocks."""
         ...
 
-    def check(self) -> None:
-        """Make sure that the log can be reached. Blocks, for a second at most."""
+    def check(self) -> Collection[str]:
+        """Make sure that the log can be reached; the prepared sources whose topic is gone. Blocks, for a second at most."""
         ...
 
     def append(self, capture: Mapping[str, Any]) -> asyncio.Future[Position]:
@@ -54,6 +54,7 @@ class Captures:
         self._registry = registry
         self._codec = Codec(registry)
         self._topics: dict[str, tuple[str, int]] = {}
+        self._batch_bytes = kafka.BATCH_BYTES
         self._admin = kafka.admin(settings.kafka)
 
     def start(self) -> None:
@@ -82,18 +83,25 @@ class Captures:
                 raise BrokerUnavailable(f"the brokers don't know {topic} yet")
             time.sleep(0.02)
         self._codec.encode(topic, "Capture", {**_EMPTY, "source": source})
+        if source in self._topics:  # it was deleted, and is another one now
+            self._producer.renew(self._batch_bytes)
         self._topics[source] = topic, partitions
+        largest = kafka.largest(self._settings.kafka, [topic], self._admin)[topic]
+        if largest < self._batch_bytes:
+            self._batch_bytes = largest
+            self._producer.renew(largest)
 
-    def check(self) -> None:
-        """Ask the brokers for a sign of life.
+    def check(self) -> Collection[str]:
+        """Ask the brokers which topics there are; the sources that have lost theirs.
 
         Raises:
-            BrokerUnavailable: none within a second.
+            BrokerUnavailable: no answer within a second.
         """
         try:
-            self._admin.describe_cluster(request_timeout=1).result()
+            there = self._admin.list_topics(timeout=1).topics
         except KafkaException as exc:
             raise kafka.translate_error(exc) from exc
+        return [source for source, (topic, _) in list(self._topics.items()) if topic not in there]
 
     def append(self, capture: Mapping[str, Any]) -> asyncio.Future[Position]:
         """Queue a capture of a source that is prepared; the future ends when all in-sync replicas have it.

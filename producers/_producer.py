@@ -25,6 +25,7 @@ Position = tuple[int, int]
 QUEUE_KB = 64 * 1024
 """Memory for messages that wait for the broker. At 2 KB each this is 6 s of 5,000 a second, longer than anyone waits."""
 
+LEAST_BATCH_BYTES = 1_000
 LINGER_MS = 2
 """A request to the broker costs as much as ten messages do; at 5,000 a second this puts ten into one."""
 
@@ -41,14 +42,17 @@ class MessageTooLarge(Fatal):
 class _Report:
     """The delivery report of one message; librdkafka calls it in the poll thread."""
 
-    __slots__ = ("collected", "future")
+    __slots__ = ("collected", "future", "size")
 
-    def __init__(self, future: asyncio.Future[Position], collected: list[tuple[asyncio.Future[Position], Any]]) -> None:
+    def __init__(
+        self, future: asyncio.Future[Position], size: int, collected: list[tuple[asyncio.Future[Position], int, Any]]
+    ) -> None:
         self.future = future
+        self.size = size
         self.collected = collected
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
-        self.collected.append((self.future, error or (message.partition(), message.offset())))
+        self.collected.append((self.future, self.size, error or (message.partition(), message.offset())))
 
 
 class AsyncProducer:
@@ -62,16 +66,23 @@ class AsyncProducer:
 
     def __init__(self, settings: KafkaSettings, *, timeout_s: float) -> None:
         self._settings = settings
+        self._batch_bytes = kafka.BATCH_BYTES
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[float, asyncio.Future[Position]]] = deque()
-        self._collected: list[tuple[asyncio.Future[Position], Any]] = []
+        self._collected: list[tuple[asyncio.Future[Position], int, Any]] = []
         self._producer = self._connect()
         self._broken = False
         self._stopping = False
         self._thread = threading.Thread(target=self._poll, name="delivery-reports", daemon=True)
         self._thread.start()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def renew(self, batch_bytes: int) -> None:
+        """Have the next message taken by another producer, which knows nothing of the topics that there were and fills no batch that is
+        larger than so many bytes.
+        """
+        self._batch_bytes, self._broken = batch_bytes, True
 
     def send(self, topic: str, partition: int, key: bytes, value: bytes) -> asyncio.Future[Position]:
         """Queue a message; the future ends when all in-sync replicas have it, or as `BrokerUnavailable` or `MessageTooLarge`.
@@ -85,11 +96,13 @@ class AsyncProducer:
             self._producer, self._broken = self._connect(), False
         future: asyncio.Future[Position] = self._loop.create_future()
         try:
-            self._producer.produce(topic, value, key, partition, on_delivery=_Report(future, self._collected))
+            self._producer.produce(
+                topic, value, key, partition, on_delivery=_Report(future, len(value), self._collected)
+            )
         except BufferError:
             raise BrokerUnavailable("the queue to Kafka is full") from None
         except KafkaException as exc:
-            raise self._failed(exc.args[0]) from exc
+            raise self._failed(exc.args[0], len(value)) from exc
         self._waiting.append((self._loop.time() + self._timeout_s, future))
         return future
 
@@ -104,6 +117,7 @@ class AsyncProducer:
         return kafka.producer(
             self._settings,
             **{
+                "batch.size": self._batch_bytes,
                 "linger.ms": LINGER_MS,
                 "message.timeout.ms": max(1, round(self._timeout_s * 1000)),
                 "queue.buffering.max.kbytes": QUEUE_KB,
@@ -120,10 +134,10 @@ class AsyncProducer:
                 self._collected.clear()
                 self._loop.call_soon_threadsafe(self._resolve, batch)
 
-    def _resolve(self, batch: list[tuple[asyncio.Future[Position], Any]]) -> None:
-        for future, outcome in batch:
+    def _resolve(self, batch: list[tuple[asyncio.Future[Position], int, Any]]) -> None:
+        for future, size, outcome in batch:
             if isinstance(outcome, KafkaError):
-                failure = self._failed(outcome)
+                failure = self._failed(outcome, size)
                 if not future.done():
                     future.set_exception(failure)
             elif not future.done():
@@ -139,8 +153,12 @@ class AsyncProducer:
                 future.set_exception(BrokerUnavailable("Kafka did not acknowledge in time"))
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def _failed(self, error: KafkaError) -> CaudalError:
+    def _failed(self, error: KafkaError, size: int) -> CaudalError:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            if size < self._batch_bytes // 2:
+                # it shared a batch that was larger than the topic takes; sent again it is in another, and at last alone
+                self.renew(max(self._batch_bytes // 2, LEAST_BATCH_BYTES))
+                return BrokerUnavailable("Kafka did not take the messages of a moment together")
             return MessageTooLarge("Kafka takes no message of this size", hint="max.message.bytes of the topic")
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._broken = True

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from caudal.connectors import Connector, Scheme
 from caudal.connectors._signatures import accepting
@@ -21,7 +21,7 @@ from caudal.telemetry import DELIVERIES, DELIVERY_SECONDS, Log, logger
 __all__ = ["Route", "Routes"]
 
 LOOK_S = 1.0
-TELL_S = 1.0
+TELL_S = 20.0
 RETRY_S = 1.0
 
 
@@ -37,10 +37,11 @@ class Route:
         replay_window_s: how old a signed timestamp may be.
         scheme: how its deliveries are signed.
         ready: set when topic and schema are there.
+        doubtful: deliveries are not stored; whether the topic is there still is to be looked at.
     """
 
     __slots__ = (
-        "_counters", "_told", "connector", "fault", "max_body_bytes", "observe", "ready", "replay_window_s", "scheme", "secrets",
+        "_counters", "_told", "connector", "doubtful", "fault", "max_body_bytes", "observe", "ready", "replay_window_s", "scheme", "secrets",
         "source",
     )  # fmt: skip
 
@@ -62,6 +63,7 @@ class Route:
         self.max_body_bytes = source.max_body_bytes or edge.max_body_bytes
         self.replay_window_s = edge.replay_window_s if source.replay_window_s is None else source.replay_window_s
         self.ready = asyncio.Event()
+        self.doubtful = False
         # looking a label up costs more than counting
         self.observe: Callable[[float], None] = DELIVERY_SECONDS.labels(source.name).observe
         self._counters: dict[str, Callable[[], None]] = {}
@@ -100,15 +102,23 @@ class Routes:
         settings: where the sources are read from.
         connectors: by name.
         prepare: makes a source's topic and schema; blocks and is called in a thread of its own.
+        check: gives the sources that were prepared and have lost their topic; blocks.
 
     Raises:
         BadSettings: the files can't be read. Once running, a bad file is reported and what was read before stays.
     """
 
-    def __init__(self, settings: Settings, connectors: Mapping[str, Connector], prepare: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        connectors: Mapping[str, Connector],
+        prepare: Callable[[str], None],
+        check: Callable[[], Collection[str]],
+    ) -> None:
         self._settings = settings
         self._connectors = connectors
         self._prepare = prepare
+        self._check = check
         self._routes: dict[str, Route] = {}
         self._watch = sources.Watch(settings)
         self._wake = threading.Event()
@@ -126,6 +136,13 @@ class Routes:
             self._refresh()
             route = self._routes.get(name)
         return route
+
+    def doubt(self, name: str) -> None:
+        """A delivery could not be stored: see whether the source's topic is there still, and make it again when it isn't."""
+        route = self._routes.get(name)
+        if route is not None and not route.doubtful:
+            route.doubtful = True
+            self._wake.set()
 
     def start(self) -> None:
         """Keep the table fresh from now on, in the running event loop."""
@@ -180,12 +197,13 @@ class Routes:
         return Route(source, connector, secrets, fault, edge=self._settings.edge, scheme=scheme)
 
     def _keep(self) -> None:
-        """Prepare what is not ready, again and again until it is: Kafka may come up after the edge."""
+        """Prepare what is not ready, again and again until it is: Kafka may come up after the edge, and topics may be deleted."""
         told = ""
         while not self._stopping:
             failed = False
+            lost = self._lost()
             for route in list(self._routes.values()):
-                if route.fault or route.ready.is_set():
+                if route.fault or (route.ready.is_set() and route.source.name not in lost):
                     continue
                 try:
                     self._prepare(route.source.name)
@@ -199,3 +217,23 @@ class Routes:
                         self._loop.call_soon_threadsafe(route.ready.set)
             self._wake.wait(RETRY_S if failed else None)
             self._wake.clear()
+
+    def _lost(self) -> Collection[str]:
+        """When deliveries could not be stored: the sources whose topic is gone. Their deliveries wait until it is made again."""
+        doubted = [route for route in list(self._routes.values()) if route.doubtful]
+        if not doubted:
+            return ()
+        for route in doubted:
+            route.doubtful = False
+        try:
+            lost = self._check()
+        except Exception:  # an outage: the next delivery that can't be stored asks again
+            return ()
+        for route in list(self._routes.values()):
+            if route.source.name in lost:
+                logger().error(
+                    Log.SOURCE_UNUSABLE, source=route.source.name, reason="its topic is gone and is made again"
+                )
+                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                    self._loop.call_soon_threadsafe(route.ready.clear)
+        return lost

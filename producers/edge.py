@@ -78,7 +78,7 @@ class Edge:
     def __init__(self, settings: Settings, log: CaptureLog, connectors: Mapping[str, Connector]) -> None:
         self._settings = settings
         self._log = log
-        self._routes = Routes(settings, connectors, log.prepare)
+        self._routes = Routes(settings, connectors, log.prepare, log.check)
         self._intake = Intake(settings.edge.receive_timeout_s)
         self._public_url = (settings.edge.public_url or "").rstrip("/")
 
@@ -196,6 +196,7 @@ class Edge:
         except MessageTooLarge as exc:
             return Refusal(413, "too_large", exc.message)
         except CaudalError as exc:
+            self._routes.doubt(source.name)
             return Refusal(503, "unavailable", exc.message, RETRY)
         reflected = position.encode({f"capture.{source.name}": {partition: offset + 1}})
         return b'{"capture_id":"%s","token":"%s"}' % (capture_id.encode(), reflected.encode())
@@ -267,12 +268,17 @@ class Edge:
 
     async def _ready(self, send: Send) -> None:
         """Whether a delivery would be stored now. A source that is set up wrongly is told, and doesn't stop the others."""
-        reason = ""
+        reason, lost = "", set[str]()
         try:
-            await asyncio.to_thread(self._log.check)
+            lost.update(await asyncio.to_thread(self._log.check))
         except CaudalError as exc:
             reason = exc.message
-        waiting = sorted(r.source.name for r in self._routes if not (r.fault or r.ready.is_set()))
+        lost &= {route.source.name for route in self._routes}  # what a source that was removed has sent may go
+        for name in lost:
+            self._routes.doubt(name)
+        waiting = sorted(
+            r.source.name for r in self._routes if not r.fault and (r.source.name in lost or not r.ready.is_set())
+        )
         if waiting and not reason:
             reason = f"topics are being made for {', '.join(waiting)}"
         faults = {route.source.name: route.fault for route in self._routes if route.fault}

@@ -22,7 +22,7 @@ from caudal.projections._runner import SCRATCH, STRIPE_LOCKS, Runner, statements
 from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS
 from caudal.schemas.codec import Codec
 
-from caudal import generations, postgres
+from caudal import generations, offsets, postgres
 from caudal.errors import Fatal
 from caudal.settings import Settings
 
@@ -93,11 +93,21 @@ class Prover(Runner):
     """Rebuilds customers one by one. For one thread; keep it, since connecting takes longer than a rebuild."""
 
     def __init__(self, settings: Settings, codec: Codec, *, priorities: Mapping[str, int] | None = None) -> None:
-        """Connect; the live schema must be there."""
+        """Connect; the live schema must be there.
+
+        Raises:
+            LogTruncated: the log is not the one that was projected.
+        """
         self._live: dict[str, Any] = {}
         super().__init__(settings, codec, priorities=priorities, schema=SCRATCH, feed=False)
         self._picker = Picker(settings.kafka)
         self._rebuilds = 0
+        try:
+            with postgres.translated():
+                offsets.check(settings, self._connection(), generations.topic(settings.kafka, self.generation))
+        except BaseException:
+            self.close()
+            raise
 
     def rebuild(self, customer_id: str, *, repair: bool = False) -> Rebuilt:
         """Compare a customer with the log; with `repair`, write what the log says and note the changed rows in the outbox.

@@ -35,15 +35,17 @@ from psycopg.errors import FeatureNotSupported, UndefinedColumn, UndefinedFuncti
 from psycopg.types.json import set_json_loads
 
 from caudal import generations, kafka, postgres, telemetry
-from caudal.errors import LostPartition, Poison, Retryable, UnusableEvent
+from caudal.errors import BrokerUnavailable, LostPartition, Poison, Retryable, UnusableEvent
 from caudal.settings import Settings
-from caudal.telemetry import Log, logger
+from caudal.telemetry import Log, Seldom, logger
 
 __all__ = ["SCRATCH", "STRIPE_LOCKS", "Runner", "mask_of", "partition_count", "statements"]
 
 LOOK_EVERY_S = 0.25
 """How long what another worker left in the outbox may wait."""
 SETTLE_S = 3.0
+TRIES = 3
+"""How often what wasn't acknowledged is published again at once; then the batch waits."""
 CLEAR_AFTER = 5_000
 """Events after which the staging tables are truncated; before, their rows are deleted, which leaves them a little larger each time."""
 FOLD_EVENTS, FOLD_BATCHES = 100_000, 2_000
@@ -144,6 +146,9 @@ class Runner:
         self._epochs: dict[int, int] = {}
         """Partition → the number that it has in hub.owners as long as it is ours."""
         self._looked = 0.0
+        self._left = False
+        """Whether the outbox holds what was published and not acknowledged."""
+        self._told = Seldom()
         self._numbered = 0.0
         """When the changes of the last batch began to get their versions; see `Publisher.publish`."""
         self._staged = 0
@@ -273,8 +278,14 @@ class Runner:
         self._look_after()
 
     def flush(self, timeout_s: float = 30.0) -> None:
-        """Wait until everything published is acknowledged, and forget it in the outbox."""
+        """Wait until everything published is acknowledged, and forget it in the outbox.
+
+        Raises:
+            BrokerUnavailable: Kafka doesn't take it.
+        """
         self._finish_published(timeout_s)
+        if self._left:
+            self._look_after()
 
     def close(self) -> None:
         """Let what is under way arrive, then disconnect."""
@@ -533,13 +544,9 @@ class Runner:
         if self._publisher is None:
             self.unusable += len(bad)
             return
-        topic = kafka.topic(self._settings.kafka, kafka.DEAD_LETTERS)
         letters = []
         for message, reason in bad:
-            letter = dead_letter("project", message, reason)
-            letters.append(
-                (letter["dead_letter_id"].encode(), self._codec.encode(topic, "DeadLetter", letter), reason.code)
-            )
+            letters.append(dead_letter("project", message, reason))
             telemetry.DEAD_LETTERS.labels("project", reason.code).inc()
             self._log.warning(
                 Log.EVENT_DEAD_LETTERED,
@@ -548,22 +555,35 @@ class Runner:
                 partition=message.partition(),
                 offset=message.offset(),
             )
-        self._publisher.put_aside(topic, letters)
+        self._publisher.put_aside(letters)
 
     # ---- the outbox
 
     def _note_published(self, wait_s: float = 0.0) -> None:
-        """Have what is acknowledged forgotten with the next commit."""
+        """Have what is acknowledged forgotten with the next commit. What isn't is in the outbox, and is looked after at once."""
         if self._publisher:
-            self._forgettable += self._publisher.confirmed(wait_s=wait_s)
+            try:
+                self._forgettable += self._publisher.confirmed(wait_s=wait_s)
+            except BrokerUnavailable as exc:
+                self._told.warning(Log.BATCH_RETRIED, step="publish", code=exc.code)
+                self._left = True
 
     def _look_after(self) -> None:
         """Every moment, also under load, publish what the outbox holds and is not under way: what other workers left for our
         partitions, and what Kafka refused before.
         """
-        if self._publisher and self._mine and time.monotonic() - self._looked >= LOOK_EVERY_S:
+        if self._publisher and (self._left or (self._mine and time.monotonic() - self._looked >= LOOK_EVERY_S)):
             self._looked = time.monotonic()
-            self.recover(sorted(self._mine))
+            for tries_left in reversed(range(TRIES if self._left else 1)):
+                try:
+                    if self._left:
+                        self._publisher.rest()
+                    self.recover(sorted(self._mine) or range(self._partitions))
+                    break
+                except BrokerUnavailable:  # such as one that stood still again
+                    if not tries_left:
+                        raise
+            self._left = False
 
     def _finish_published(self, wait_s: float = 0.0) -> None:
         self._note_published(wait_s)

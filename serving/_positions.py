@@ -11,11 +11,14 @@ from caudal.serving._problems import Problem
 from psycopg_pool import AsyncConnectionPool
 
 from caudal import generations, kafka
+from caudal.errors import CaudalError
 from caudal.postgres import translated
 from caudal.settings import KafkaSettings
 
 __all__ = ["Positions", "decode"]
 
+MARKS = "#"
+"""In the id of an event of the live stream, the topic whose offsets are marks of the topics that the others count in."""
 STREAMED = (kafka.PROFILES, kafka.METRICS, kafka.SEGMENTS)
 """Change topics. A row is committed before it is published, so every read reflects a position on them already."""
 
@@ -63,7 +66,7 @@ class _Goal:
             if topic.startswith("capture.")
             for partition, offset in partitions.items()
         }
-        known = {*map(generations.name, self.changes), *STREAMED}
+        known = {*map(generations.name, self.changes), *STREAMED, MARKS}
         unknown = [topic for topic in vector if topic not in known and not topic.startswith("capture.")]
         if unknown:
             raise Problem(422, "invalid_token_vector", "the token names topics that no read reflects")
@@ -85,6 +88,7 @@ class Positions:
 
     def __init__(self, pool: AsyncConnectionPool[Any], settings: KafkaSettings, wait_s: float) -> None:
         self._pool = pool
+        self._settings = settings
         self._prefix = settings.topic_prefix
         self._wait_s = wait_s
         self._reading: asyncio.Task[_Reached] | None = None
@@ -93,7 +97,7 @@ class Positions:
         """Return once a read that starts now reflects `minimum`.
 
         Raises:
-            Problem: 409, it was not reached in time; the token reached is in the document.
+            Problem: 409, it was not reached in time; the token reached is in the document. 422, it never can be.
             DatabaseUnavailable: PostgreSQL can't be reached.
         """
         goal = _Goal(minimum)
@@ -104,6 +108,10 @@ class Positions:
             if goal.met(reached):
                 return
             if asyncio.get_running_loop().time() + pause_s > deadline:
+                if await asyncio.to_thread(self._beyond_end, minimum, reached.generation):
+                    raise Problem(
+                        422, "position_beyond_end", "the token lies beyond the end of the log: it is of another log"
+                    )
                 token = position.encode({generations.name(reached.generation): reached.projected})
                 raise Problem(
                     409,
@@ -114,6 +122,19 @@ class Positions:
                 )
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.02)
+
+    def _beyond_end(self, minimum: position.Position, generation: int) -> bool:
+        """Whether the log doesn't hold what is waited for: it was made again, or restored from a time before."""
+        names = [name for name in minimum if name == generations.name(generation) or name.startswith("capture.")]
+        try:
+            ends = kafka.end_offsets(self._settings, [self._prefix + name for name in names])
+        except CaudalError:
+            return False
+        return any(
+            offset > ends.get(self._prefix + name, {}).get(partition, 0)
+            for name in names
+            for partition, offset in minimum[name].items()
+        )
 
     async def _read(self) -> _Reached:
         if self._reading is None:

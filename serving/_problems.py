@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caudal.errors import BrokerUnavailable, CaudalError, DatabaseUnavailable, Retryable
-from caudal.telemetry import REQUEST_SECONDS, Log, logger
+from caudal.telemetry import REQUEST_SECONDS, Log, Seldom, logger
 
 __all__ = ["Boundary", "Problem", "install", "response"]
 
@@ -89,11 +89,14 @@ def _http(_request: Request, exc: Exception) -> Response:
     return response(Problem(exc.status_code, code, detail, headers=exc.headers))
 
 
+_unreachable = Seldom()
+
+
 def _ours(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, CaudalError)
     if isinstance(exc, Retryable):
         what = {DatabaseUnavailable: "PostgreSQL", BrokerUnavailable: "Kafka"}.get(type(exc), "a server that is needed")
-        logger().warning(Log.SERVER_UNREACHABLE, code=exc.code)
+        _unreachable.warning(Log.SERVER_UNREACHABLE, code=exc.code)
         return response(Problem(503, exc.code, f"{what} can't be reached; try again", headers={"retry-after": "1"}))
     raise exc  # Boundary logs it
 

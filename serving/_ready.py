@@ -18,7 +18,8 @@ from caudal.settings import KafkaSettings
 __all__ = ["Readiness"]
 
 _ALL_THERE = """
-    SELECT NOT EXISTS (SELECT FROM unnest(%s::text[]) name WHERE to_regclass(name) IS NULL)
+    SELECT NOT EXISTS (SELECT FROM unnest(%s::text[]) name WHERE to_regclass(name) IS NULL),
+           EXISTS (SELECT FROM hub.logs WHERE fault IS NOT NULL)
 """
 _NEEDED = [
     "live.profiles",
@@ -27,6 +28,7 @@ _NEEDED = [
     "live.links",
     "live.offsets",
     "hub.generation",
+    "hub.logs",
     "hub.translated",
     "hub.tokens",
 ]
@@ -42,7 +44,7 @@ class Readiness:
         self._looked: tuple[float, asyncio.Task[list[str]]] | None = None
 
     async def missing(self) -> list[str]:
-        """What is missing: postgresql, kafka, views."""
+        """What is missing: postgresql, kafka, views, and the log when it doesn't fit what was projected of it."""
         now = time.monotonic()
         if self._looked is None or now - self._looked[0] > 1:
             self._looked = (now, asyncio.create_task(self._look()))
@@ -56,6 +58,8 @@ class Readiness:
                 row = await (await conn.execute(_ALL_THERE, (_NEEDED,))).fetchone()
             if not (row and row[0]):
                 missing.append("views")
+            if row and row[1]:
+                missing.append("log")
         except psycopg.Error:
             missing.append("postgresql")
         if not await kafka_answers:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from caudal.schemas import position
 from caudal.schemas.codec import Codec
+from caudal.serving._positions import MARKS
 from caudal.serving._problems import Problem
 from caudal.serving._tail import TOPICS, Place, Record, Tail
 from starlette.responses import StreamingResponse
@@ -105,7 +106,7 @@ class _Reader:
         for record in records:
             self.offsets[record.place] = record.offset + 1
             if self._selection.wants(record, self._tail.codec):
-                parts += _event(record, self.offsets)
+                parts += self._event(record)
         self.offsets = after
         return parts, True
 
@@ -121,26 +122,24 @@ class _Reader:
         if not self._selection.wants(record, self._tail.codec):
             return 0
         if self._ahead:
-            event = _event(record, self.offsets)
+            event = self._event(record)
         else:
             # nothing is ahead, so the position is the ring's own, and the same for every client that is here
-            record.head = record.head or _head(record, self.offsets)
+            record.head = record.head or self._head(record)
             event = (record.head, record.json or b"", b"\n\n")
         parts += event
         return sum(map(len, event))
 
+    def _event(self, record: Record) -> tuple[bytes, bytes, bytes]:
+        return self._head(record), record.json or b"", b"\n\n"
 
-def _event(record: Record, offsets: Mapping[Place, int]) -> tuple[bytes, bytes, bytes]:
-    return _head(record, offsets), record.json or b"", b"\n\n"
-
-
-def _head(record: Record, offsets: Mapping[Place, int]) -> bytes:
-    return f"event: {record.place[0]}\nid: {token(offsets)}\ndata: ".encode()
+    def _head(self, record: Record) -> bytes:
+        return f"event: {record.place[0]}\nid: {token(self.offsets, self._tail.marks)}\ndata: ".encode()
 
 
-def token(offsets: Mapping[Place, int]) -> str:
-    """A position as callers see it."""
-    vector: dict[str, dict[int, int]] = {}
+def token(offsets: Mapping[Place, int], marks: Mapping[int, int]) -> str:
+    """A position as callers see it, with marks of the topics that it counts in."""
+    vector: dict[str, dict[int, int]] = {MARKS: dict(marks)}
     for (topic, partition), offset in offsets.items():
         vector.setdefault(topic, {})[partition] = offset
     return position.encode(vector)
@@ -184,12 +183,21 @@ class Streams:
         offsets = dict.fromkeys(self._tail.head, 0) if beginning else dict(self._tail.head)
         if after is not None:
             offsets = await self._resumed(after)
-        return EventStream(self._events(_Reader(self._tail, selection, offsets), verdict), token(offsets))
+        return EventStream(
+            self._events(_Reader(self._tail, selection, offsets), verdict), token(offsets, self._tail.marks)
+        )
 
     async def _resumed(self, after: position.Position) -> dict[Place, int]:
         """Positions as given; topics that it doesn't name start now, partitions added since at their beginning."""
         if not set(after) & set(TOPICS):
             raise Problem(422, "invalid_token_vector", "the id is none of this stream's: it names no change topic")
+        for number, mark in after.get(MARKS, {}).items():
+            if number < len(TOPICS) and TOPICS[number] in after and self._tail.marks.get(number, mark) != mark:
+                raise Problem(
+                    422,
+                    "position_beyond_end",
+                    f"{TOPICS[number]} was deleted and made again: the id is of the log before",
+                )
         offsets = dict(self._tail.head)
         for topic in set(after) & set(TOPICS):
             offsets.update({place: after[topic].get(place[1], 0) for place in offsets if place[0] == topic})
@@ -205,7 +213,7 @@ class Streams:
         reason = "shutting_down"
         try:
             await self._tail.ensure_running()  # the tail may have been paused between opening and the first read
-            yield f"retry: 1000\nid: {token(reader.offsets)}\n\n".encode()
+            yield f"retry: 1000\nid: {token(reader.offsets, self._tail.marks)}\n\n".encode()
             sent_at = checked_at = clock()
             while not self._closing:
                 parts, more = await reader.chunk()
@@ -221,7 +229,7 @@ class Streams:
                     sent_at = clock()
                 elif quiet:
                     # the id without data moves the client's place past what its filter left out
-                    yield f": still here\nid: {token(reader.offsets)}\n\n".encode()
+                    yield f": still here\nid: {token(reader.offsets, self._tail.marks)}\n\n".encode()
                     sent_at = clock()
                 if self._tail.failed:
                     reason = self._tail.failed.code

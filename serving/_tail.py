@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from zlib import crc32
 
 import orjson
 from caudal.schemas.codec import Codec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from caudal import kafka
-from caudal.errors import BrokerUnavailable, CaudalError, UndecodableRecord
+from caudal.errors import BrokerUnavailable, CaudalError, LogTruncated, UndecodableRecord
 from caudal.settings import KafkaSettings
-from caudal.telemetry import Log, logger
+from caudal.telemetry import Log, Seldom, logger
 
 __all__ = ["TOPICS", "Place", "Record", "Tail"]
 
@@ -98,6 +99,8 @@ class Tail:
         """Offsets just before the ring's oldest record."""
         self.head: Offsets = {}
         """Offsets just after the ring's newest record."""
+        self.marks: dict[int, int] = {}
+        """Of each topic by its place in `TOPICS` a hash of Kafka's own id of it: offsets count in that one."""
         self.failed: CaudalError | None = None
         self._bytes = 0
         self._changed = asyncio.Event()
@@ -108,6 +111,7 @@ class Tail:
         self._idle: SimpleQueue[Consumer] = SimpleQueue()
         self._fetchers: list[Consumer] = []
         self._starting = asyncio.Lock()
+        self._told = Seldom()
 
     @property
     def next(self) -> int:
@@ -126,7 +130,9 @@ class Tail:
             loop = asyncio.get_running_loop()
             if self._thread is not None:
                 await loop.run_in_executor(None, self._thread.join)
-            ends = await loop.run_in_executor(None, self._ends)
+            ends, ids = await loop.run_in_executor(None, self._extents)
+            of = [ids[kafka.topic(self._settings, topic)] for topic in TOPICS]
+            self.marks = {number: crc32(id_.encode()) for number, id_ in enumerate(of)}
             self.first = (
                 self.next
             )  # sequence numbers go on, so that a reader of the old ring sees that it has lost its place
@@ -136,7 +142,7 @@ class Tail:
             self.floor, self.head = dict(ends), dict(ends)
             self._paused = threading.Event()
             self._thread = threading.Thread(
-                target=self._follow, args=(loop, self._paused, dict(ends)), name="caudal-stream", daemon=True
+                target=self._follow, args=(loop, self._paused, dict(ends), ids), name="caudal-stream", daemon=True
             )
             self._thread.start()
 
@@ -194,11 +200,18 @@ class Tail:
     # what follows runs in threads
 
     def _ends(self) -> Offsets:
+        return self._extents()[0]
+
+    def _extents(self) -> tuple[Offsets, dict[str, str]]:
+        """Where the topics end now, and Kafka's own ids of them by full name."""
         names = {kafka.topic(self._settings, topic): topic for topic in TOPICS}
-        ends = kafka.end_offsets(self._settings, names)
-        if len(ends) < len(names):
+        found = kafka.extents(self._settings, names)
+        if len(found) < len(names):
             raise BrokerUnavailable("the change topics don't exist yet", hint="a worker makes them")
-        return {(names[full], partition): offset for full, found in ends.items() for partition, offset in found.items()}
+        ends = {
+            (names[full], partition): end for full, extent in found.items() for partition, end in extent.ends.items()
+        }
+        return ends, {full: extent.id for full, extent in found.items()}
 
     def _partitions(self, offsets: Mapping[Place, int]) -> list[TopicPartition]:
         return [TopicPartition(kafka.topic(self._settings, t), p, offset) for (t, p), offset in offsets.items()]
@@ -215,13 +228,18 @@ class Tail:
         key = message.key()
         return Record(place, offset, key.decode(errors="replace") if key else "", message.value())
 
-    def _follow(self, loop: asyncio.AbstractEventLoop, paused: threading.Event, offsets: Offsets) -> None:
+    def _follow(
+        self, loop: asyncio.AbstractEventLoop, paused: threading.Event, offsets: Offsets, ids: Mapping[str, str]
+    ) -> None:
         consumer = kafka.consumer(self._settings, kafka.topic(self._settings, "caudal-stream"), **_BOUNDS)
+        watch = kafka.Watch(self._settings)
         warmed: set[bytes] = set()
         failed: CaudalError | None = None
         try:
             consumer.assign(self._partitions(offsets))
             while not paused.is_set():
+                if watch.replaced(ids):
+                    raise LogTruncated("a change topic was deleted and made again")
                 # poll returns with the first message at once; consume then takes what is there already and never lingers
                 first = consumer.poll(0.2)
                 if first is None:
@@ -258,7 +276,8 @@ class Tail:
 
         Librdkafka gets over most errors by itself; one that it doesn't ends the tail, and the next client starts another.
         """
-        if error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        gone = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+        if error.fatal() or error.code() in gone:
             raise KafkaException(error)
         if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
             return False
@@ -307,7 +326,10 @@ class Tail:
     def _fetcher(self) -> Consumer:
         # auto.offset.reset is earliest: where compaction or retention took the beginning, reading starts at what is left
         consumer = kafka.consumer(
-            self._settings, kafka.topic(self._settings, "caudal-stream"), **_BOUNDS, **{"enable.partition.eof": True}
+            self._settings,
+            kafka.topic(self._settings, "caudal-stream"),
+            **_BOUNDS,
+            **{"enable.partition.eof": True, "auto.offset.reset": "earliest"},
         )
         self._fetchers.append(consumer)
         return consumer
@@ -329,5 +351,5 @@ class Tail:
 
     def _fail(self, error: CaudalError) -> None:
         self.failed = error
-        logger().warning(Log.SERVER_UNREACHABLE, code=error.code)
+        self._told.warning(Log.SERVER_UNREACHABLE, server="kafka", code=error.code)
         self.wake()

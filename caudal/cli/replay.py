@@ -150,6 +150,22 @@ def rollback(*, as_json: Json = False) -> None:
         _told(work.rollback(), as_json)
 
 
+@app.command(epilog=examples("caudal replay keep --yes"))
+def keep(*, yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False, as_json: Json = False) -> None:
+    """Keep the views though the log was lost or made again, and project what it holds now on top of them.
+
+    What only the views hold then is in no log any more: no later replay brings it back, and `caudal verify` tells of it.
+    """
+    if not (yes or _asks("keep views that the log doesn't hold any more?", as_json)):
+        raise typer.Exit(1)
+    with opened(as_json) as work:
+        work.keep()
+    if as_json:
+        emit({"kept": True})
+    else:
+        note("the views are kept; the log is projected from its beginning")
+
+
 @app.command(epilog=examples("caudal replay status", "caudal replay status --json"))
 def status(
     *, limit: Annotated[int, typer.Option(min=1, help="Most replays shown.")] = 10, as_json: Json = False

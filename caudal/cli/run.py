@@ -42,15 +42,26 @@ def run(
     from caudal.telemetry import configure_logging
 
     configured = settings()
+    if role is not Role.ALL:
+        configure_logging(configured.log_level, json=configured.log_json, process=supervised_as or role)
+    _say_who_is_away(configured)
     if role is Role.ALL:
         _tree(configured, workers)
         return
-    configure_logging(configured.log_level, json=configured.log_json, process=supervised_as or role)
     if supervised_as:
         from caudal.supervisor import stop_with_parent
 
         stop_with_parent()
     _alone(role, configured)
+
+
+def _say_who_is_away(configured: Settings) -> None:
+    """Say at once when Kafka doesn't answer: what needs it waits for half a minute before it gives up."""
+    from caudal import kafka
+    from caudal.telemetry import Log, logger
+
+    if configured.kafka.bootstrap_servers and not kafka.answers(configured.kafka, 2.0):
+        logger().warning(Log.SERVER_UNREACHABLE, server="kafka", address=configured.kafka.bootstrap_servers)
 
 
 def _tree(configured: Settings, workers: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from caudal.cli._output import UNAVAILABLE, Json, emit, examples, note, settings, table
+from caudal.cli._output import NEGATIVE, UNAVAILABLE, Json, emit, examples, note, settings, table
 
 if TYPE_CHECKING:
     from caudal.embedded import ServerStatus
@@ -46,7 +46,9 @@ def down(as_json: Json = False) -> None:
 
 
 def status(as_json: Json = False) -> None:
-    """Show the servers, the sources, where the topics end and how far the workers are. Exit status 69 when a server is down."""
+    """Show the servers, the sources, where the topics end and how far the workers are. Exit status 69 when a server is down,
+    1 when a log doesn't fit what was read of it.
+    """
     from caudal import embedded
     from caudal.standing import standing
 
@@ -65,6 +67,14 @@ def status(as_json: Json = False) -> None:
             table(("worker step", "waiting"), where["workers"].items())
             print()
             table(("source", "connector", "captures"), [tuple(source.values()) for source in where["sources"]])
+            if where["logs"]:
+                print()
+                table(("log", "fault", "deleted unread"), [tuple(log.values()) for log in where["logs"]])
+    if where is not None and any(log["fault"] for log in where["logs"]):
+        from caudal.offsets import WAYS_OUT
+
+        note(f"a log doesn't fit what was read of it: {WAYS_OUT}")
+        raise typer.Exit(NEGATIVE)
     if not healthy:
         raise typer.Exit(UNAVAILABLE)
 

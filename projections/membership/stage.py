@@ -36,7 +36,7 @@ from psycopg.types.json import Jsonb
 from caudal import kafka, postgres, telemetry
 from caudal.errors import CaudalError
 from caudal.settings import Settings
-from caudal.telemetry import Log, logger
+from caudal.telemetry import Log, Seldom, logger
 
 __all__ = ["Memberships", "refill"]
 
@@ -109,6 +109,7 @@ class Memberships:
         self._segments: dict[int, Segment] = {}
         self._bundles: list[_Bundle] = []
         self._partitions = 0
+        self._told = Seldom()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memberships", daemon=True)
 
@@ -341,7 +342,7 @@ class Memberships:
                 if not done:
                     wait_s = PAUSE_S if done is False else LEADER_S
             except CaudalError as exc:
-                logger().warning(Log.BATCH_RETRIED, step="memberships", code=exc.code, wait_s=LEADER_S)
+                self._told.warning(Log.BATCH_RETRIED, step="memberships", code=exc.code, wait_s=LEADER_S)
                 wait_s = LEADER_S
             except Exception as exc:
                 logger().exception(Log.PROCESS_FAILED, process="worker", step="memberships", error=type(exc).__name__)

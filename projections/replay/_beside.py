@@ -99,6 +99,8 @@ class Beside:
         """
         self._most = settings.worker.batch_max_events
         self._runner = Runner(settings, codec, priorities=priorities, schema=schema, feed=False)
+        self._settings = settings
+        self._topic = topic
         partitions = kafka.end_offsets(settings.kafka, [topic]).get(topic, {})
         self._reader = Reader(settings.kafka, topic, self._runner.positions(list(partitions)))
 
@@ -120,21 +122,26 @@ class Beside:
     def near(self, live: Callable[[], Mapping[int, int]], progress: Callable[[Progress], None]) -> None:
         """Get so near to where `live` says the live schema is that the rest takes a moment."""
         began = time.monotonic()
-        first = self._reader.left(live())
-        while (left := self._reader.left(target := live())) > NEAR_EVENTS:
+        first = self._reader.left(self._there(live()))
+        while (left := self._reader.left(target := self._there(live()))) > NEAR_EVENTS:
             progress(Progress("catch_up", max(first - left, 0), max(first, left)))
             for chunk in self._reader.upto(target, most=self._most):
                 self._runner.apply(self._runner.decode(chunk))
                 progress(Progress("catch_up", max(first - self._reader.left(target), 0), max(first, left)))
-            if time.monotonic() - began > CHASE_S and first <= self._reader.left(live()) * 2:
+            if time.monotonic() - began > CHASE_S and first <= self._reader.left(self._there(live())) * 2:
                 break
         progress(Progress("catch_up", first, first))
 
     def level(self, conn: psycopg.Connection[Any]) -> int:
         """With the live schema still: go to where it stands; gives how many events it is behind, if it is."""
-        stands = offsets(conn, LIVE)
+        stands = self._there(offsets(conn, LIVE))
         self.to(stands)
         return sum(max(at - stands.get(partition, 0), 0) for partition, at in self.position.items())
+
+    def _there(self, target: Mapping[int, int]) -> dict[int, int]:
+        """As much of the target as the log holds: of a log that was made again or restored the live schema may tell more."""
+        ends = kafka.end_offsets(self._settings.kafka, [self._topic]).get(self._topic, {})
+        return {partition: min(offset, ends.get(partition, 0)) for partition, offset in target.items()}
 
     def close(self) -> None:
         """Let go of the servers."""

@@ -11,6 +11,10 @@ from caudal.projections._schema import LIVE
 from caudal.projections.replay._beside import Beside, await_live, offsets, still
 from caudal.projections.replay._build import Progress
 
+from caudal import kafka
+from caudal import offsets as stored_offsets
+from caudal.settings import Settings
+
 __all__ = ["Followed", "SameLog"]
 
 
@@ -59,9 +63,10 @@ class Followed(Protocol):
 class SameLog:
     """The log that is live."""
 
-    def __init__(self, conn: psycopg.Connection[Any], topic: str) -> None:
+    def __init__(self, settings: Settings, conn: psycopg.Connection[Any], topic: str) -> None:
         self._conn = conn
         self.topic = topic
+        self._id = kafka.ids(settings.kafka, [topic]).get(topic, "")
 
     def prepare(self, noting: Callable[[Progress], None]) -> None:
         """It is there."""
@@ -89,7 +94,8 @@ class SameLog:
         return beside.touched()
 
     def take_over(self) -> None:
-        """Nothing."""
+        """The offsets that are live now count in the log as it is, whatever the ones before did."""
+        stored_offsets.adopt(self._conn, self.topic, self._id)
 
     def close(self) -> None:
         """Nothing is open."""

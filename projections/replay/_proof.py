@@ -20,6 +20,7 @@ from caudal.projections.replay._replay import Replay
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from caudal import offsets as stored_offsets
 from caudal import postgres
 from caudal.errors import BadSettings, ReplayRefused
 from caudal.telemetry import Log, logger
@@ -82,6 +83,7 @@ class Proof(Replay):
             raise ReplayRefused(
                 "the live views were made by other definitions than today's", hint="`caudal replay` makes them anew"
             )
+        stored_offsets.check(self._settings, self._conn, self._topic)
         job = Job.begin(self._conn, "verify", {}, prefix="verify")
         schema = job.record().schema
         try:

@@ -16,7 +16,7 @@ from caudal.projections.custom.metric import Metric, store
 from caudal.projections.membership.stage import refill
 from caudal.projections.metrics import metrics
 from caudal.projections.replay import _diff, _log
-from caudal.projections.replay._beside import Beside, existing, offsets
+from caudal.projections.replay._beside import Beside, existing, offsets, still
 from caudal.projections.replay._build import Build, Progress
 from caudal.projections.replay._follow import Followed, SameLog
 from caudal.projections.replay._one_view import OneView
@@ -26,8 +26,9 @@ from caudal.schemas.codec import Codec
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from caudal import generations, postgres
-from caudal.errors import BadSettings, CaudalError, Fatal, ReplayCancelled, ReplayRefused
+from caudal import generations, kafka, postgres
+from caudal import offsets as stored_offsets
+from caudal.errors import BadSettings, CaudalError, Fatal, LogTruncated, ReplayCancelled, ReplayRefused
 from caudal.settings import Settings
 from caudal.telemetry import Log, logger
 
@@ -189,7 +190,43 @@ class Replay:
             raise ReplayRefused("there is no schema to go back to", hint="it is kept until `caudal replay drop`")
         return self._exchange(found, f"undone_{found.id}", "rolled_back", max_changed=None, force=True)
 
+    def keep(self) -> None:
+        """Keep the views as they are though the log is another one or shorter, and have it projected on top of them from its beginning.
+        What it doesn't hold any more stays in the views alone.
+
+        Raises:
+            ReplayRefused: the log fits what was projected of it.
+        """
+        with postgres.translated():
+            topic = self._topic
+            extent = kafka.extents(self._settings.kafka, [topic]).get(topic)
+            with still(self._conn), self._conn.transaction():
+                known = stored_offsets.noted(self._conn, [topic])[topic]
+                if extent is None or not stored_offsets.misfit(known.id, offsets(self._conn, LIVE), extent):
+                    raise ReplayRefused(
+                        f"{topic} {'is not there' if extent is None else 'fits what was projected of it'}",
+                        hint="`caudal status` shows where it stands",
+                    )
+                self._conn.execute(f"DELETE FROM {LIVE}.offsets")
+                self._conn.execute(f"DELETE FROM {LIVE}.places")  # where the events lay in the log before
+                stored_offsets.adopt(self._conn, topic, extent.id)
+
     # ---- what they are made of
+
+    def _note_log(self, record: Record, topic: str) -> None:
+        """Note which topic the schema is built from, or see that it is the same still.
+
+        Raises:
+            LogTruncated: another one has its name now.
+        """
+        now, then = kafka.ids(self._settings.kafka, [topic]).get(topic, ""), record.params.get("topic_id")
+        if then and now and then != now:
+            raise LogTruncated(
+                f"{topic} was deleted and made again since replay {record.id} read it",
+                hint="`caudal replay` begins anew",
+            )
+        if then is None:
+            Job(self._conn, record.id).put(params=Jsonb({**record.params, "topic_id": now}))
 
     def _begin(self, kind: str, params: dict[str, Any]) -> Record:
         if (left := self.interrupted()) is not None:
@@ -208,7 +245,7 @@ class Replay:
                 f"replay {record.id} was built from another generation of the log than {current}, which is live",
                 hint="build anew with `caudal replay`",
             )
-        return SameLog(self._conn, self._topic)
+        return SameLog(self._settings, self._conn, self._topic)
 
     def _swap_view(self, job: Job, one: OneView, *, max_changed: float | None, force: bool) -> Record:
         record = job.record()
@@ -236,6 +273,7 @@ class Replay:
             followed = self._followed(record)
             with contextlib.closing(followed):
                 followed.prepare(self._noting(job))
+                self._note_log(record, followed.topic)
                 return self._built(job, record, followed)
 
     def _built(self, job: Job, record: Record, followed: Followed) -> Record:
@@ -302,6 +340,8 @@ class Replay:
             )
         with postgres.translated(), contextlib.ExitStack() as opened:
             followed = opened.enter_context(contextlib.closing(self._followed(found)))
+            self._note_log(found, followed.topic)
+            live = stored_offsets.noted(self._conn, [self._topic])[self._topic]
             beside = opened.enter_context(contextlib.closing(self._beside(schema, followed.topic)))
             diff = self._compare(job, schema, beside, followed)
             refuse(diff, max_changed, force=force)
@@ -315,7 +355,9 @@ class Replay:
                 self._conn.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING_LOCK,))
                 _rename(self._conn, LIVE, away)
                 _rename(self._conn, schema, LIVE)
+                self._conn.execute("UPDATE hub.logs SET fault = NULL")
                 followed.take_over()
+                job.put(params=Jsonb({**job.record().params, "topic_id": live.id}))
                 self._conn.execute(
                     """UPDATE hub.replays SET state = %s, schema = %s, error = NULL, updated_at = now(), ended_at = now()
                                WHERE id = %s""",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+import httpx
+import orjson
 import psycopg
-from stack import SESSION_MS, WORKERS, Stack, Stuck, backend_worker, until
+from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
+from stack import SECRET, SESSION_MS, WORKERS, Stack, Stuck, backend_worker, until
 
 from caudal import kafka
-from caudal.errors import BrokerUnavailable
+from caudal._demo_data import CRM, SOURCES, Delivery, signed
+from caudal.errors import BrokerUnavailable, CaudalError
 
 _WEIGHTS = {
     "kill worker": 6,
@@ -36,7 +42,13 @@ _WEIGHTS = {
     "pause kafka": 1,
     "fill postgres": 1,
     "fill kafka": 1,
+    "make captures again": 2,
+    "truncate captures": 2,
+    "oversize a profile": 2,
 }
+LOSING = frozenset({"make captures again", "truncate captures"})
+"""Faults that destroy records: nothing may be on its way then of which somebody was told that it is stored."""
+JUNK = 5
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,9 @@ def _fault(chance: random.Random, kind: str, part: float, deliveries: int) -> Fa
         "session": chance.choice(WORKERS),
         "postgres": chance.choice((*WORKERS, "api")) if verb in {"cut", "slow", "hold"} else "postgres",
         "a session of postgres": "postgres",
+        "captures again": chance.choice(tuple(SOURCES)),
+        "captures": chance.choice(tuple(SOURCES)),
+        "a profile": CRM,
         "": chance.choice(WORKERS),
     }.get(named, named)
     lasting = {
@@ -129,6 +144,72 @@ def _projected(looking: psycopg.Connection[Any], ends: dict[int, int]) -> bool:
     return all(done.get(partition, 0) >= end for partition, end in ends.items())
 
 
+def _make_again(stack: Stack, fault: Fault) -> None:
+    """Delete a topic; the edge makes another under its name."""
+    until(
+        lambda: _served(lambda: kafka.delete_topics(stack.settings.kafka, [f"capture.{fault.target}"])),
+        "deletion of a topic",
+    )
+
+
+def _truncate(stack: Stack, fault: Fault) -> None:
+    """Have records deleted that nobody has read; they say nothing. That they are gone is counted."""
+    topic = f"capture.{fault.target}"
+    partitions = range(stack.settings.kafka.partitions)
+    before = until(lambda: _unread(stack, topic), "answer of PostgreSQL")[0]
+    with stack.paused("worker-1"), stack.paused("translate-2"):
+        producer = kafka.producer(stack.settings.kafka)
+        for partition in partitions:
+            for _ in range(JUNK):
+                producer.produce(topic, b"junk", partition=partition)
+        until(lambda: not producer.flush(1), "acknowledgement")
+        client = kafka.admin(stack.settings.kafka)
+        places = [TopicPartition(topic, partition, OFFSET_END) for partition in partitions]
+        until(
+            lambda: _served(lambda: [done.result() for done in client.delete_records(places).values()]),
+            "deletion of records",
+        )
+    gone = before + JUNK * len(partitions)
+    until(lambda: (_unread(stack, topic) or (0,))[0] == gone, "word of records that were deleted unread")
+
+
+def _unread(stack: Stack, topic: str) -> tuple[int] | None:
+    with contextlib.suppress(psycopg.Error, CaudalError), stack.connect() as conn:
+        row = conn.execute("SELECT unread FROM hub.logs WHERE topic = %s", (topic,)).fetchone()
+        return row or (0,)
+    return None
+
+
+def _oversize(stack: Stack, fault: Fault) -> None:
+    """Somebody whose profile is larger than its topic takes, though neither of the two things that are said of them is."""
+    contact = 9_000_000_000 + fault.after
+    for name in ("essay", "poem"):
+        chance = random.Random(f"{name} {contact}")
+        notice = {
+            "eventId": contact, "subscriptionId": 7, "portalId": 33, "attemptNumber": 0, "subscriptionType": "contact.propertyChange",
+            "occurredAt": 1_770_000_000_000, "objectId": contact, "propertyName": name,
+            "propertyValue": base64.b64encode(chance.randbytes(400_000)).decode(),
+        }  # fmt: skip
+        delivery = Delivery(CRM, {"content-type": "application/json"}, orjson.dumps([notice]))
+        url = f"{stack.edge}/in/{CRM}"
+
+        def taken(delivery: Delivery = delivery, url: str = url) -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                headers = signed(delivery, SECRET, url, datetime.now(UTC))
+                return httpx.post(url, content=delivery.body, headers=headers, timeout=10).status_code == 202
+            return False
+
+        until(taken, "delivery of a large property")
+
+
+def _served(act: Callable[[], object]) -> bool:
+    """Whether Kafka did it."""
+    with contextlib.suppress(CaudalError, KafkaException):
+        act()
+        return True
+    return False
+
+
 def _slow(stack: Stack, target: str, seconds: float, delay_s: float) -> None:
     proxy = stack.proxy(target)
     proxy.slow(delay_s)
@@ -162,5 +243,8 @@ _ACTS: dict[str, Callable[[Stack, Fault], None]] = {
     "kill a session of postgres": lambda stack, _: stack.kill_backend(),
     "pause postgres": lambda stack, fault: stack.pause_server("postgres", fault.seconds),
     "kill kafka": lambda stack, _: stack.kill_server("kafka"),
+    "make captures again": _make_again,
+    "truncate captures": _truncate,
+    "oversize a profile": _oversize,
     "pause kafka": lambda stack, fault: stack.pause_server("kafka", fault.seconds),
 }

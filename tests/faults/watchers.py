@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import defaultdict
@@ -11,7 +12,7 @@ import httpx
 import orjson
 from caudal.schemas import position
 from caudal.schemas.codec import Codec, Registry
-from confluent_kafka import TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
 from caudal import kafka
 from caudal._demo_data import SOURCES
@@ -21,6 +22,7 @@ STATES = (kafka.PROFILES, kafka.METRICS)
 FEEDS = (*STATES, kafka.SEGMENTS)
 CAPTURES = tuple(f"capture.{name}" for name in SOURCES)
 
+_BEGIN_AGAIN = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError.UNKNOWN_TOPIC_OR_PART}
 Change = tuple[int | None, dict[str, Any] | None]
 """Version and value; both None for a tombstone."""
 
@@ -38,6 +40,7 @@ class TopicWatcher:
         self.failed: BaseException | None = None
         self._settings = settings
         self._read: dict[tuple[str, int], int] = {}
+        self._again: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="topics", daemon=True)
         self._thread.start()
@@ -46,10 +49,25 @@ class TopicWatcher:
         self._stopped.set()
         self._thread.join(60)
 
+    def cut(self) -> bool:
+        """Whether a profile came without some of its fields."""
+        return any(
+            value and value["omitted"]
+            for (topic, _), came in self.changes.items()
+            if topic == kafka.PROFILES
+            for _, value in came
+        )
+
     def reached(self, ends: dict[str, dict[int, int]]) -> bool:
         if self.failed:
             raise self.failed
         return all(self._read.get((topic, p), 0) >= end for topic, parts in ends.items() for p, end in parts.items())
+
+    def begin_again(self, topic: str) -> None:
+        """It was made again, or lost its beginning: read what it holds now."""
+        for partition in range(self._settings.kafka.partitions):
+            self._read[topic, partition] = -1
+        self._again.put(topic)
 
     def _run(self) -> None:
         try:
@@ -60,7 +78,15 @@ class TopicWatcher:
             partitions = range(self._settings.kafka.partitions)
             consumer.assign([TopicPartition(topic, p, 0) for topic in topics for p in partitions])
             while not self._stopped.is_set():
+                if not self._again.empty():
+                    topic = self._again.get()
+                    for p in partitions:
+                        self._read[topic, p] = 0
+                    consumer.incremental_unassign([TopicPartition(topic, p) for p in partitions])
+                    consumer.incremental_assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in partitions])
                 message = consumer.poll(0.1)
+                if message is not None and message.error() is not None and message.error().code() in _BEGIN_AGAIN:
+                    self._again.put(message.topic())
                 if message is None or message.error() is not None:
                     continue
                 self._take(codec, message)
@@ -82,7 +108,8 @@ class TopicWatcher:
             self.captures[topic][body] = self.captures[topic].get(body, 0) + 1
         else:
             assert decoded
-            self.letters.append({**decoded, "capture": codec.decode(decoded["payload"])[1]})
+            capture = codec.decode(decoded["payload"])[1] if decoded["payload"] else {"body": None}
+            self.letters.append({**decoded, "capture": capture})
 
 
 class StreamWatcher:

@@ -44,7 +44,8 @@ class MemoryLog:
 
     def prepare(self, source: str) -> None: ...
 
-    def check(self) -> None: ...
+    def check(self) -> list[str]:
+        return []
 
     def append(self, capture: Mapping[str, Any]) -> asyncio.Future[tuple[int, int]]:
         future: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()

@@ -26,6 +26,7 @@ from caudal.producers import edge
 from caudal.schemas import position
 from caudal.schemas.codec import Codec, Registry
 from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -428,3 +429,58 @@ async def _forward(port: int, brokers: str) -> AsyncIterator[None]:
     server = await asyncio.start_server(connected, "127.0.0.1", port)
     yield
     server.close()
+
+
+async def test_a_capture_topic_that_was_deleted_is_made_again_and_deliveries_are_taken(
+    configured: Settings, url: str, client: httpx.AsyncClient
+) -> None:
+    assert (await client.post(f"{url}/in/shop", content=BODY, headers=signed(BODY))).status_code == 202
+    await asyncio.to_thread(kafka.delete_topics, configured.kafka, ["capture.shop"])
+    seen = set()
+    async with asyncio.timeout(60):
+        while 202 not in seen:
+            answer = await client.post(f"{url}/in/shop", content=BODY, headers=signed(BODY, delivery="d-2"))
+            seen.add(answer.status_code)
+    assert seen <= {202, 503}
+    [(key, _)] = stored(configured)
+    assert key == b"d-2"
+
+
+async def test_an_edge_whose_topic_was_deleted_is_not_ready_and_makes_it_again_without_a_delivery(
+    configured: Settings, url: str, client: httpx.AsyncClient
+) -> None:
+    async def ready() -> int:
+        return (await client.get(f"{url}/ready")).status_code
+
+    async with asyncio.timeout(60):
+        while await ready() != 200:
+            pass
+        await asyncio.to_thread(kafka.delete_topics, configured.kafka, ["capture.shop"])
+        answers = [await ready()]
+        while answers[-1] != 200:
+            answers.append(await ready())
+    assert answers[0] == 503
+    assert kafka.capture_topic(configured.kafka, "shop") in kafka.topics(configured.kafka)
+
+
+async def test_deliveries_that_share_a_batch_too_large_for_their_topic_are_all_stored(
+    configured: Settings, client: httpx.AsyncClient
+) -> None:
+    kafka.ensure_topics(configured.kafka, ["capture.shop"])
+    entry = ConfigEntry("max.message.bytes", "100000", incremental_operation=AlterConfigOpType.SET)
+    topic = kafka.capture_topic(configured.kafka, "shop")
+    admin = kafka.admin(configured.kafka)
+    [done] = admin.incremental_alter_configs(
+        [ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])]
+    ).values()
+    done.result()
+    bodies = [os.urandom(60_000) for _ in range(20)]
+    async with running(configured) as url:
+        posts = [
+            client.post(f"{url}/in/shop", content=body, headers=signed(body, delivery=f"d-{n}"))
+            for n, body in enumerate(bodies)
+        ]
+        statuses = [answer.status_code for answer in await asyncio.gather(*posts)]
+        over = os.urandom(120_000)
+        assert (await client.post(f"{url}/in/shop", content=over, headers=signed(over))).status_code == 413
+    assert statuses == [202] * 20

@@ -25,6 +25,7 @@ class Step:
         self.stored: dict[tuple[str, int], int] = {}
         self.done: list[bytes] = []
         self.faults: list[Exception] = []
+        self.ids: dict[str, str] = {}
         self.taken_over = 0
         self.idled = 0
 

@@ -109,6 +109,7 @@ class MemoryLog:
     failure: Exception | None = None
     silent: bool = False
     unreachable: bool = False
+    lost: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         pass
@@ -121,9 +122,10 @@ class MemoryLog:
             raise BrokerUnavailable("no broker")
         self.prepared.append(source)
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         if self.unreachable:
             raise BrokerUnavailable("no broker")
+        return self.lost
 
     def append(self, capture: Mapping[str, Any]) -> asyncio.Future[Position]:
         if self.failure is not None and not self.silent:

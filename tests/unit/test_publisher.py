@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from caudal.projections import _publish
 from caudal.projections._publish import Change, Publisher
 from caudal.projections._schema import VIEWS
+from caudal.schemas.codec import Codec, LocalRegistry
+from caudal.schemas.dead_letters import dead_letter
 from confluent_kafka import KafkaError
 
-from caudal.errors import BrokerUnavailable
+from caudal.errors import BrokerUnavailable, UndecodableRecord
 from caudal.settings import KafkaSettings
 
 
@@ -46,6 +49,12 @@ class _Producer:
         return 0
 
 
+PLACE = SimpleNamespace(
+    topic=lambda: "t.x", partition=lambda: 0, offset=lambda: 0, key=lambda: b"1", value=lambda: b"?"
+)
+LETTERS = [{**dead_letter("project", PLACE, UndecodableRecord("no record")), "dead_letter_id": "1"}]
+
+
 @pytest.fixture
 def made(monkeypatch):
     """The producers that were made: the first one ends, those after it take all."""
@@ -61,8 +70,8 @@ def made(monkeypatch):
 
 @pytest.fixture
 def publisher(made):
-    with_no_codec: Any = None
-    one = Publisher(KafkaSettings(topic_prefix="t."), with_no_codec, session_ms=60_000)
+    codec = Codec(LocalRegistry("t."))
+    one = Publisher(KafkaSettings(topic_prefix="t."), codec, session_ms=60_000)
     yield one
     one.close()
 
@@ -78,10 +87,9 @@ def test_after_a_fatal_error_changes_are_published_by_another_producer(made, pub
 
 
 def test_after_a_fatal_error_dead_letters_are_written_by_another_producer(made, publisher):
-    letters = [(b"1", b"letter", "code")]
     with pytest.raises(BrokerUnavailable):
-        publisher.put_aside("t.dead.letters", letters)
-    publisher.put_aside("t.dead.letters", letters)
+        publisher.put_aside(LETTERS)
+    publisher.put_aside(LETTERS)
     assert made[-1].taken == [b"1"]
 
 
@@ -108,7 +116,7 @@ def test_changes_are_acknowledged_by_the_producer_that_took_them_though_dead_let
     monkeypatch.setattr(_publish.kafka, "producer", connect_late)
     monkeypatch.setattr(made[0], "produce", lambda *_, on_delivery, **__: on_delivery(KafkaError(1), None))
     with pytest.raises(BrokerUnavailable):
-        publisher.put_aside("t.dead.letters", [(b"1", b"letter", "code")])
+        publisher.put_aside(LETTERS)
     exchanged.set()
     assert publisher.confirmed(wait_s=60) == [7, 8]
     assert made[0].taken == [b"ana", b"rui"]
