@@ -41,8 +41,8 @@ class Route:
     """
 
     __slots__ = (
-        "_counters", "_told", "connector", "doubtful", "fault", "max_body_bytes", "observe", "ready", "replay_window_s", "scheme", "secrets",
-        "source",
+        "_counters", "_told", "connector", "doubtful", "fault", "max_body_bytes", "observe", "ready", "replay_window_s", "scheme",
+        "secrets", "source",
     )  # fmt: skip
 
     def __init__(

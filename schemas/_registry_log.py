@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
-from caudal import kafka
+from caudal import kafka, telemetry
 from caudal.errors import BrokerUnavailable
 from caudal.settings import KafkaSettings
 
 __all__ = ["Log"]
 
 _TIMEOUT_S = 30.0
+_GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 
 Pair = tuple[bytes | None, bytes | None]
 
@@ -35,17 +36,28 @@ class Log:
         # asks where the topic ends: on the reader's connection that question would wait behind a fetch that waits for messages
         self._looker = kafka.consumer(bare, "caudal-registry")
         self._producer = kafka.producer(bare)
+        self._settings = bare
         self._next = 0
+        self._watch = kafka.Watch(bare)
+        self._id = kafka.ids(bare, [kafka.SCHEMAS])
+        self._known: dict[bytes | None, bytes | None] = {}
+        """The newest value of each key, as the compacted topic keeps it."""
 
     def read(self) -> Iterator[Pair]:
         """Key and value of every message that was not read before, up to the topic's end of now.
+
+        A topic that was deleted, made again or restored from a time before gets all that was read of the one before it: records lie on
+        other topics that can't be read without.
 
         Raises:
             BrokerUnavailable: the brokers can't be reached.
         """
         deadline = time.monotonic() + _TIMEOUT_S
         try:
-            _, end = self._looker.get_watermark_offsets(self._partition, timeout=_TIMEOUT_S)
+            end = self._end()
+            if end < self._next or self._watch.replaced(self._id):
+                self._restore()
+                end = self._end()
             while self._next < end:
                 if time.monotonic() > deadline:
                     raise BrokerUnavailable("Kafka can't be reached: reading _schemas takes too long")
@@ -59,9 +71,27 @@ class Log:
                     self._next = max(self._next, message.offset() or 0)
                     continue
                 self._next = (message.offset() or 0) + 1
+                self._known[message.key()] = message.value()
                 yield message.key(), message.value()
         except KafkaException as exc:
             raise kafka.translate_error(exc) from exc
+
+    def _end(self) -> int:
+        try:
+            _, end = self._looker.get_watermark_offsets(self._partition, timeout=_TIMEOUT_S)
+        except KafkaException as exc:
+            if exc.args[0].code() not in _GONE:
+                raise
+            return -1
+        return int(end)
+
+    def _restore(self) -> None:
+        telemetry.logger().error(telemetry.Log.LOG_TRUNCATED, topic=kafka.SCHEMAS, reason="made_again", records=0)
+        kafka.ensure_topics(self._settings, [kafka.SCHEMAS])
+        self._id = kafka.ids(self._settings, [kafka.SCHEMAS])
+        self.append([(key, value) for key, value in self._known.items() if value is not None])
+        self._next = 0
+        self._consumer.assign([self._partition])
 
     def append(self, pairs: Sequence[Pair]) -> None:
         """Write messages; returns when all in-sync replicas have them.

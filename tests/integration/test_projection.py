@@ -19,7 +19,7 @@ from caudal.projections._copy import encode, encode_by_rows
 from caudal.schemas import Event, OrderStated, ProfileStated, SubjectDeleted, SubjectLinked
 from caudal.schemas.codec import Codec
 from logs import PARTITIONS, Record, apply, connect, records
-from replays import until
+from replays import on_topic, until
 
 from caudal import kafka, postgres
 from caudal.errors import BrokerUnavailable, DatabaseUnavailable, Fatal, LostPartition
@@ -75,6 +75,24 @@ def published(settings: Settings, codec: Codec, name: str, count: int) -> list[t
             found.append(((message.key() or b"").decode(), codec.decode(value)[1] if value else None))
     consumer.close()
     return found
+
+
+def test_what_a_process_that_stood_still_could_not_send_is_published_from_the_outbox(settings, codec, conn, runners):
+    runner = runners()
+    apply(runner, records(codec, [stated("crm:contact:rui", RUI, name="Rui")]))
+    runner.flush()
+    publisher = runner._publisher
+    publisher._quiet_s = 1.0
+    ends: dict[int, int] = {}
+    log = records(
+        codec, [stated("crm:contact:ana", ANA, name="Ana"), stated("crm:contact:ana", ANA, 1, name="Ana M")], start=ends
+    )
+    publisher._stood_still = time.monotonic()
+    apply(runner, [Record((log[0].partition(), log[0].offset() + 1), log[0].value(), ANA)])
+    runner.flush()
+    assert conn.execute("SELECT count(*) FROM hub.outbox").fetchone() == (0,)
+    published = [row["name"] for key, row in on_topic(settings, codec, kafka.PROFILES) if key == ANA and row]
+    assert published == ["Ana"]
 
 
 def test_two_subjects_of_one_customer_make_one_profile_by_priority_then_age(

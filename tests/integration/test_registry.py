@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 import uvicorn
+from caudal.schemas._registry_log import Log
 from caudal.schemas._registry_server import build
 from caudal.schemas._types import schema_of
 from caudal.schemas.codec import Codec, Registry
@@ -57,6 +58,22 @@ def test_our_schemas_register_and_another_start_changes_nothing(settings: Settin
         registry.close()
 
 
+def test_a_topic_of_schemas_that_was_deleted_gets_back_what_was_read_of_it(settings: Settings, monkeypatch) -> None:
+    monkeypatch.setattr(kafka, "SCHEMAS", f"{settings.kafka.topic_prefix}schemas")
+    bare = settings.kafka.model_copy(update={"topic_prefix": ""})
+    log = Log(settings.kafka)
+    log.append([(b"a", b"1"), (b"b", b"2"), (b"c", b"4"), (b"a", b"3"), (b"c", None)])
+    assert len([*log.read()]) == 5
+    kafka.delete_topics(bare, [kafka.SCHEMAS])
+    assert dict(log.read()) == {b"a": b"3", b"b": b"2"}
+    log.append([(b"d", b"5")])
+    assert [*log.read()] == [(b"d", b"5")]
+    log.close()
+    another = Log(settings.kafka)
+    assert dict(another.read()) == {b"a": b"3", b"b": b"2", b"d": b"5"}
+    another.close()
+
+
 def test_confluents_client_reads_and_writes_what_we_do(settings: Settings) -> None:
     topic = kafka.topic(settings.kafka, kafka.SEGMENTS)
     row = {
@@ -67,6 +84,7 @@ def test_confluents_client_reads_and_writes_what_we_do(settings: Settings) -> No
         "rebuilt": False,
         "changed_at": datetime(2026, 3, 1, 12, tzinfo=UTC),
         "cause": None,
+        "omitted": None,
     }
     ours = Registry(settings)
     codec = Codec(ours)

@@ -83,7 +83,10 @@ def test_the_commands_are_those_that_the_docs_promise():
         *(f"caudal scores {name}" for name in ["refresh", "show"]),
         *(f"caudal metrics {name}" for name in ["list", "check", "apply", "remove"]),
         *(f"caudal rates {name}" for name in ["load", "list"]),
-        *(f"caudal replay {name}" for name in ["cancel", "diff", "drop", "resume", "rollback", "status", "swap"]),
+        *(
+            f"caudal replay {name}"
+            for name in ["cancel", "diff", "drop", "keep", "resume", "rollback", "status", "swap"]
+        ),
         *(
             f"caudal segments {name}"
             for name in ["list", "show", "create", "edit", "archive", "apply", "preview", "members", "history"]
