@@ -574,11 +574,13 @@ class Runner:
         """
         if self._publisher and (self._left or (self._mine and time.monotonic() - self._looked >= LOOK_EVERY_S)):
             self._looked = time.monotonic()
+            # one that no group gives partitions to has all; one that has lost all it had, none
+            mine = sorted(self._mine) or ([] if self._epochs else [*range(self._partitions)])
             for tries_left in reversed(range(TRIES if self._left else 1)):
                 try:
                     if self._left:
                         self._publisher.rest()
-                    self.recover(sorted(self._mine) or range(self._partitions))
+                    self.recover(mine)
                     break
                 except BrokerUnavailable:  # such as one that stood still again
                     if not tries_left:
