@@ -15,6 +15,7 @@ import orjson
 import psycopg
 from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 from stack import SECRET, SESSION_MS, WORKERS, Stack, Stuck, backend_worker, until
+from watchers import NOISE
 
 from caudal import kafka
 from caudal._demo_data import CRM, SOURCES, Delivery, signed
@@ -161,7 +162,7 @@ def _truncate(stack: Stack, fault: Fault) -> None:
         producer = kafka.producer(stack.settings.kafka)
         for partition in partitions:
             for _ in range(JUNK):
-                producer.produce(topic, b"junk", partition=partition)
+                producer.produce(topic, NOISE, partition=partition)
         until(lambda: not producer.flush(1), "acknowledgement")
         client = kafka.admin(stack.settings.kafka)
         places = [TopicPartition(topic, partition, OFFSET_END) for partition in partitions]

@@ -22,6 +22,8 @@ STATES = (kafka.PROFILES, kafka.METRICS)
 FEEDS = (*STATES, kafka.SEGMENTS)
 CAPTURES = tuple(f"capture.{name}" for name in SOURCES)
 
+NOISE = b"says nothing"
+"""A record that is deleted before anybody who is killed and paused has read it."""
 _BEGIN_AGAIN = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError.UNKNOWN_TOPIC_OR_PART}
 Change = tuple[int | None, dict[str, Any] | None]
 """Version and value; both None for a tombstone."""
@@ -98,6 +100,8 @@ class TopicWatcher:
 
     def _take(self, codec: Codec, message: Any) -> None:
         topic, value = message.topic(), message.value()
+        if value == NOISE:
+            return
         decoded = codec.decode(value)[1] if value else None
         if topic in FEEDS:
             self.changes[topic, (message.key() or b"").decode()].append(((decoded or {}).get("version"), decoded))
