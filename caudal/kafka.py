@@ -349,6 +349,7 @@ class Watch:
         self._client = admin(settings)
         self._asked = 0.0
         self._answers: dict[str, Any] = {}
+        self._known: dict[str, str] = {}
 
     def replaced(self, known: Mapping[str, str]) -> list[str]:
         """Of topics (full names) with the ids that they had, those that have another now, as far as is known; never waits."""
@@ -357,11 +358,13 @@ class Watch:
             found = []
             for topic, answer in answers.items():
                 with contextlib.suppress(KafkaException):  # it isn't there just now, or the brokers can't be reached
-                    if known.get(topic, "") not in {"", str(answer.result().topic_id)}:
+                    now, then = str(answer.result().topic_id), self._known[topic]
+                    if then not in {"", now} and known.get(topic) == then:  # else it was asked of the one before
                         found.append(topic)
             return found
         if not self._answers and known and time.monotonic() - self._asked > self.EVERY_S:
             self._asked = time.monotonic()
+            self._known = dict(known)
             self._answers = self._client.describe_topics(TopicCollection([*known]), request_timeout=10)
         return []
 

@@ -97,7 +97,7 @@ class Positions:
         """Return once a read that starts now reflects `minimum`.
 
         Raises:
-            Problem: 409, it was not reached in time; the token reached is in the document. 422, it never can be.
+            Problem: 409, it was not reached in time; the token reached is in the document.
             DatabaseUnavailable: PostgreSQL can't be reached.
         """
         goal = _Goal(minimum)
@@ -108,15 +108,13 @@ class Positions:
             if goal.met(reached):
                 return
             if asyncio.get_running_loop().time() + pause_s > deadline:
-                if await asyncio.to_thread(self._beyond_end, minimum, reached.generation):
-                    raise Problem(
-                        422, "position_beyond_end", "the token lies beyond the end of the log: it is of another log"
-                    )
+                beyond = await asyncio.to_thread(self._beyond_end, minimum, reached.generation)
+                why = "it lies beyond the end of the log, so it is of another one" if beyond else "ask again"
                 token = position.encode({generations.name(reached.generation): reached.projected})
                 raise Problem(
                     409,
                     "token_not_reached",
-                    f"the views didn't reach the asked token within {self._wait_s:g} s; ask again, or read without it",
+                    f"the views didn't reach the asked token within {self._wait_s:g} s; {why}, or read without it",
                     headers={"caudal-token": token, "retry-after": "1"},
                     token=token,
                 )
