@@ -22,6 +22,7 @@ import checks
 import httpx
 import psycopg
 from caudal.projections import Prover
+from caudal.schemas import position
 from caudal.schemas.codec import Codec, Registry
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -110,6 +111,8 @@ class Driver:
             until(lambda: self._read_to_end(topic), "end of the captures")
             strike(self.stack, fault)
             self.topics.begin_again(topic)
+            if fault.kind == "make captures again":
+                sending.forget(topic)
 
     def _read_to_end(self, topic: str) -> bool:
         """Whether all that is in the topic is translated, and the checks know of it."""
@@ -155,6 +158,11 @@ class _Sending:
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(SENDERS)]
         for thread in self._threads:
             thread.start()
+
+    def forget(self, topic: str) -> None:
+        """Positions in the topic that was deleted are never reached again."""
+        kept = [{name: at for name, at in position.decode(token).items() if name != topic} for token in self.tokens]
+        self.tokens[:] = [position.encode(one) for one in kept if one]
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

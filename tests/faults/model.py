@@ -1,7 +1,7 @@
 """What must come of what was said, in plain Python: written from the documentation, knowing nothing of the code under test.
 
-The newest statement of a field wins within a subject; between subjects the subject whose newest statement is newer; deleted subjects
-tell nothing that is older than their deletion. Subjects that share an identifier are one person.
+The newest statement of a field wins within a subject; between subjects the subject whose newest statement is newer; what was said of
+a record before it was merged away at its source comes behind all else. Subjects that share an identifier are one person.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any
 
 PROFILE = ("name", "given_name", "family_name", "email", "phone", "city")
@@ -63,7 +63,7 @@ class Model:
         self._tickets: dict[Thing, _Stated] = defaultdict(_Stated)
         self._refunds: dict[Thing, tuple[str, int, str]] = {}
         self._consents: dict[tuple[str, str], tuple[datetime, str]] = {}
-        self._deleted: dict[str, datetime] = {}
+        self._merged: dict[str, datetime] = {}
         self._root: dict[str, str] = {}
         self.subjects: set[str] = set()
 
@@ -79,9 +79,10 @@ class Model:
         self.link(subject, identifiers)
         self._profiles[subject].say(at, subject, fields)
 
-    def delete(self, subject: str, at: datetime, identifiers: Iterable[str] = ()) -> None:
+    def merge(self, subject: str, at: datetime, identifiers: Iterable[str] = ()) -> None:
+        """Its record went into another one."""
         self.link(subject, identifiers)
-        self._deleted[subject] = max(at, self._deleted.get(subject, at))
+        self._merged[subject] = max(at, self._merged.get(subject, at))
 
     def order(
         self, source: str, order_id: str, subject: str, at: datetime, identifiers: Iterable[str] = (), **fields: Any
@@ -132,19 +133,18 @@ class Model:
             self._root[one] = node
         return node
 
-    def _tells(self, subject: str) -> bool:
-        deleted, stated = self._deleted.get(subject), self._profiles.get(subject)
-        return deleted is None or (stated is not None and stated.at is not None and stated.at > deleted)
-
     def _person(self, subjects: frozenset[str]) -> Person:
-        telling = [subject for subject in subjects if self._tells(subject)]
-        stated = [row for subject in telling if (row := self._profiles.get(subject)) and row.at]
-        stated.sort(key=attrgetter("at"), reverse=True)
+        found = [
+            (subject not in self._merged or row.at > self._merged[subject], row.at, row)
+            for subject in subjects
+            if (row := self._profiles.get(subject)) and row.at
+        ]
+        stated = [row for *_, row in sorted(found, key=itemgetter(0, 1), reverse=True)]
         profile = {
             name: next((value for one in stated if (value := one.get(name)) is not None), None) for name in PROFILE
         }
-        sources = tuple(sorted({subject.partition(":")[0] for subject in telling}))
-        return Person(subjects, sources, profile if telling else None, self._metrics(subjects))
+        sources = tuple(sorted({subject.partition(":")[0] for subject in subjects}))
+        return Person(subjects, sources, profile, self._metrics(subjects))
 
     def _metrics(self, subjects: frozenset[str]) -> dict[str, Any]:
         orders = [row for row in self._orders.values() if row.subject in subjects]

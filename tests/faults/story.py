@@ -176,7 +176,7 @@ class Story:
     def _merge(self, gone: str, kept: str) -> None:
         at, subject = self._at(), f"{SHOP}:customer:{gone}"
         self.model.profile(subject, at, [f"subject {SHOP}:customer:{kept}"])
-        self.model.delete(subject, at)
+        self.model.merge(subject, at)
         body = {
             "admin_graphql_api_customer_kept_id": f"gid://shopify/Customer/{kept}",
             "admin_graphql_api_customer_deleted_id": f"gid://shopify/Customer/{gone}",
@@ -219,7 +219,7 @@ class Story:
             at = self._at()
             loser = f"{CRM}:contact:{other}"
             self.model.profile(subject, at, [f"subject {loser}"])
-            self.model.delete(loser, at, [f"subject {subject}"])
+            self.model.merge(loser, at, [f"subject {subject}"])
             self._hubspot(
                 [self._notice("contact.merge", at, primaryObjectId=int(contact), mergedObjectIds=[int(other)])]
             )
