@@ -420,9 +420,9 @@ class Translator:
         links = (self._encoded(_link_event(link)) for link in resolved.changed)
         expanded = chain.from_iterable(map(self._of_each_subject, whole_sources))
         poisoned = [c for c in captures if c.poison is not None]
-        refused = self._produce(chain(links, ready, expanded), poisoned if self._put_aside is None else [])
-        if refused:
-            poisoned = self._refused(captures, refused)
+        never_taken = self._produce(chain(links, ready, expanded), poisoned if self._put_aside is None else [])
+        if never_taken:
+            poisoned = self._refused(captures, never_taken)
             self._produce((), poisoned if self._put_aside is None else [])
         self._store(captures, resolved.batches)
         self._note(captures)
