@@ -14,6 +14,7 @@ from typing import Any
 
 from caudal.processors import rules
 from caudal.processors._links import Links, Mention
+from caudal.processors.evidence import Said
 from caudal.processors.identity import Key
 from caudal.projections import Runner
 from caudal.schemas import OrderLine, OrderStated
@@ -109,7 +110,9 @@ def _resolved(one: Stage, subjects: int) -> dict[str, float]:
 
 def _mention(source: str, number: int, phone: int) -> Mention:
     at = _generate.START + timedelta(seconds=number)
-    return Mention(f"{source}:customer:{number}", source, at, at, (Key("phone", f"+55119{phone:08}"),))
+    return Mention(
+        f"{source}:customer:{number}", source, at, at, f"e-{number}", Said((Key("phone", f"+55119{phone:08}"),))
+    )
 
 
 def _middle(values: Sequence[float]) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 from caudal.processors import rules
 from caudal.processors._links import Links, Mention
+from caudal.processors.evidence import Said
 from caudal.processors.identity import Key
 
 from benchmarks import _generate
@@ -62,7 +63,7 @@ def _mention(source: str, number: int, *people: int) -> Mention:
     """A subject that states the e-mail addresses of these people."""
     at = _generate.START + timedelta(seconds=number)
     keys = tuple(Key("email", f"u{person}@example.com") for person in people)
-    return Mention(f"{source}:customer:{number}", source, at, at, keys)
+    return Mention(f"{source}:customer:{number}", source, at, at, f"{source}-{number}", Said(keys))
 
 
 def _batches(count: int, mention: Callable[[int], Mention]) -> Iterator[list[Mention]]:

@@ -56,6 +56,7 @@ class Scope(StrEnum):
     """What a token allows. `admin` holds all others."""
 
     CUSTOMERS_READ = "customers:read"
+    CUSTOMERS_WRITE = "customers:write"
     CHANGES_READ = "changes:read"
     SEGMENTS_READ = "segments:read"
     SEGMENTS_WRITE = "segments:write"

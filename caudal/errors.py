@@ -13,6 +13,7 @@ __all__ = [
     "BrokerUnavailable",
     "CaudalError",
     "DatabaseUnavailable",
+    "DecisionRefused",
     "EmbeddedServerFailed",
     "Fatal",
     "IncompatibleSchema",
@@ -20,6 +21,7 @@ __all__ = [
     "LogTruncated",
     "LostPartition",
     "MissingField",
+    "NotKnown",
     "Poison",
     "RefusedRecord",
     "RegistryUnavailable",
@@ -89,6 +91,18 @@ class LogTruncated(Fatal):
     """The log doesn't hold what was stated on it: its first events, or those that stored offsets tell of."""
 
     code = "log_truncated"
+
+
+class DecisionRefused(Fatal):
+    """What a person asks of subjects can't be done as things stand."""
+
+    code = "decision_refused"
+
+
+class NotKnown(DecisionRefused):
+    """There is no such subject, customer or decision."""
+
+    code = "not_known"
 
 
 class ReplayRefused(Fatal):

@@ -25,6 +25,7 @@ class Log(StrEnum):
     EVENT_DEAD_LETTERED = "event.dead_lettered"
     CHANGE_CUT = "change.cut"
     CHANGE_PUT_ASIDE = "change.put_aside"
+    EVIDENCE_WITHDRAWN = "evidence.withdrawn"
     DELIVERY_REFUSED = "delivery.refused"
     LIBRARY_LOGGED = "library.logged"
     LOG_ACCEPTED = "log.accepted"

@@ -672,8 +672,9 @@ def user_changed(e: UserEvent, source: str) -> Iterator[Event]:
     elif field == "time_zone" and current:
         zone = _values.timezone(current)  # Zendesk has its own names for zones, too
         stated = {"timezone": zone} if zone else {"attributes": {"time_zone": _word(current)}}
-    elif field == "external_id" and isinstance(current, str | int):
-        stated = {"identifiers": identifiers(external_id=str(current))}
+    elif field == "external_id" and (_emptied(current) or isinstance(current, str | int)):
+        given = None if _emptied(current) else str(current)
+        stated = {"identifiers": identifiers(external_id=given), "attributes": {"external_id": given}}
     yield from _customer(e.detail, source, e.time, **stated)
 
 
@@ -702,23 +703,30 @@ def user_tags_changed(e: UserEvent, source: str) -> Iterator[Event]:
 
 @connector.on("user.identity_created", "user.identity_changed")
 def user_identified(e: UserEvent, source: str) -> Iterator[Event]:
-    """An address or number of a user came or changed; the main one is their e-mail or phone."""
+    """An address or number of a user came or changed. The main address is their e-mail; each is also the attribute `identity.<id>`, so
+    that it is known when it goes.
+    """
     identity = _identity(e)
     value, primary = identity.get("value"), _flag(identity.get("primary"))
+    attributes = {name: value} if (name := _identity_name(identity)) and isinstance(value, str) and value else {}
     if not isinstance(value, str):
         yield from _customer(e.detail, source, e.time)
     elif identity.get("type") == "email" and value:
         main = {"email": value} if primary else {}
-        yield from _customer(e.detail, source, e.time, identifiers=identifiers(email=value), **main)
+        yield from _customer(
+            e.detail, source, e.time, identifiers=identifiers(email=value), attributes=attributes, **main
+        )
     elif identity.get("type") in {"phone_number", "phone"} and value:
-        yield from _customer(e.detail, source, e.time, identifiers=identifiers(phone=value), phone=value)
+        yield from _customer(
+            e.detail, source, e.time, identifiers=identifiers(phone=value), attributes=attributes, phone=value
+        )
     else:
         yield from _customer(e.detail, source, e.time)
 
 
 @connector.on("user.identity_deleted")
 def user_identity_deleted(e: UserEvent, source: str) -> Iterator[Event]:
-    """An address or number of a user is gone; that it was one of theirs stays known to the identity step."""
+    """An address or number of a user is gone, and with it what it was evidence of."""
     identity = _identity(e)
     gone = (
         identity.get("type") == "email"
@@ -726,6 +734,8 @@ def user_identity_deleted(e: UserEvent, source: str) -> Iterator[Event]:
         and e.detail.email in (None, identity.get("value"))
     )
     changes: dict[str, Any] = {"email": None, "cleared": ("email",)} if gone else {}
+    if name := _identity_name(identity):
+        changes["attributes"] = {name: None}
     yield from _customer(e.detail, source, e.time, **changes)
 
 
@@ -815,7 +825,9 @@ def _customer(user: User, source: str, at: datetime, *, of: str | None = None, *
         return
     custom = _custom(user.user_fields)
     attributes = {
-        name: value for name in ("alias", "details", "notes", "organization_id") if (value := getattr(user, name))
+        name: value
+        for name in ("alias", "details", "notes", "organization_id", "external_id")
+        if (value := getattr(user, name))
     }
     zone = _values.timezone(user.iana_time_zone or user.time_zone or "")
     stated: dict[str, Any] = {
@@ -870,6 +882,12 @@ def _identity(e: UserEvent) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidPayload("zendesk: an identity is not a JSON object")
     return found
+
+
+def _identity_name(identity: Mapping[str, Any]) -> str | None:
+    """The attribute that holds an identity's value."""
+    id_ = identity.get("id")
+    return f"identity.{id_}" if id_ and isinstance(id_, str | int) else None
 
 
 def _is_customer(user: User) -> bool:

@@ -18,7 +18,17 @@ from caudal.errors import Fatal
 
 __all__ = ["TABLES", "Compared", "compare", "drop", "exchange", "kept", "make", "schema_of", "settle_ids"]
 
-TABLES = ("subjects", "identifiers", "former_customers", "unpublished_links", "translated", "offsets", "generation")
+TABLES = (
+    "subjects",
+    "identifiers",
+    "decisions",
+    "decided",
+    "former_customers",
+    "unpublished_links",
+    "translated",
+    "offsets",
+    "generation",
+)
 """What belongs to a generation. Each table goes into another schema as a whole, with its indexes and triggers."""
 PAGE = 10_000
 EXAMPLES = 20

@@ -20,6 +20,7 @@ from caudal.schemas import Evidence, derived_id
 __all__ = [
     "Carrier",
     "Customer",
+    "Decided",
     "Decisions",
     "Key",
     "Known",
@@ -83,12 +84,28 @@ class Customer:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One subject of a customer that is looked at subject by subject, with the identifiers that link it."""
+    """One subject of a customer that is looked at subject by subject, with the identifiers that link it.
+
+    One that was erased and has none left stays with whoever keeps the customer's id: nothing says any more whose it is.
+    """
 
     subject: str
     source: str
     known: Known
     identifiers: tuple[Key, ...]
+    erased: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What a person decided of two subjects: that they are one customer, or that they are not. Customers are those they have now."""
+
+    subject: str
+    other: str
+    together: bool
+    decision: str
+    subject_customer: str | None = None
+    other_customer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +120,9 @@ class State:
         members: customers that must be taken subject by subject (see `Decisions.expand`).
         taken: ids that the new subjects would begin customers with, and that others have (a replay from captures keeps ids by giving
             them to whom they were known for).
+        decided: what people decided of subjects of the customers above, the newest decision first.
+        leaving: subjects that leave the id of their customer to others of it.
+        ids: subject → the customer that it goes back to, where nobody else has become that one.
     """
 
     subjects: Mapping[str, Known] = field(default_factory=dict)
@@ -111,6 +131,9 @@ class State:
     customers: Mapping[str, Customer] = field(default_factory=dict)
     members: Mapping[str, Sequence[Member]] = field(default_factory=dict)
     taken: frozenset[str] = frozenset()
+    decided: Sequence[Decided] = ()
+    leaving: frozenset[str] = frozenset()
+    ids: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +184,17 @@ def founded(subject: str) -> str:
     return derived_id(CUSTOMERS, subject)
 
 
-def resolve(state: State, statements: Sequence[Statement], rules: Rules) -> Decisions:
+def resolve(state: State, statements: Sequence[Statement], rules: Rules, at: datetime | None = None) -> Decisions:
     """Decide the links of a batch; each subject has one statement.
 
-    Union-find over known customers and new subjects. Values are taken strongest kind first; a union that would give a customer
-    more values of a kind than the rules allow is refused, and the value is no evidence between those two.
+    Union-find over known customers and new subjects. What people decided comes first. Values are taken strongest kind first; a union
+    that would give a customer more values of a kind than the rules allow is refused, and the value is no evidence between those two.
+
+    Args:
+        state: what is known.
+        statements: what is new.
+        rules: of identity.
+        at: when customers are looked at again of whom nothing is stated.
     """
     graph = _Graph(state, rules)
     statements = sorted(statements, key=lambda s: (s.at, s.subject))
@@ -173,7 +202,7 @@ def resolve(state: State, statements: Sequence[Statement], rules: Rules) -> Deci
     graph.unite()
     decisions.expand = graph.contradicted - state.members.keys()
     if not decisions.expand:
-        graph.decide(statements, decisions)
+        graph.decide(statements, decisions, at)
     return decisions
 
 
@@ -187,6 +216,8 @@ class _Node:
     member: Member | None = None
     source: str = ""
     values: dict[str, set[str]] = field(default_factory=dict)
+    apart: set[int] = field(default_factory=set)
+    """Decisions that keep it apart from others: the one side of a decision has its number, the other the negative of that."""
     parent: _Node | None = None
     evidence: list[Evidence] = field(default_factory=list)
 
@@ -212,10 +243,13 @@ class _Graph:
         """(value, customer) where a subject that the customer already had states the value now."""
         self.contradicted: set[str] = set()
         self.limits = {kind: most for kind in rules.kinds if (most := rules.most(kind)) is not None}
+        self.wholes: dict[str, _Node] = {}
+        self.standing: set[str] = set()
+        """Ids of expanded customers that one of their subjects keeps, and those that were given anew."""
         self._place_known()
 
     def _place_known(self) -> None:
-        wholes: dict[str, _Node] = {}
+        wholes = self.wholes
         for customer_id, customer in self.state.customers.items():
             if customer_id not in self.state.members:
                 values = {kind: set(values) for kind, values in customer.values.items() if kind in self.limits}
@@ -279,7 +313,8 @@ class _Graph:
         return self.rules.priority[identifier.kind], identifier.value
 
     def unite(self) -> None:
-        """Join what shares a value, strongest kind first."""
+        """Join what people joined, then what shares a value, strongest kind first."""
+        self._obey()
         shared = [identifier for identifier, nodes in self.carried.items() if len(nodes) > 1]
         for identifier in sorted(shared, key=self._strength):
             entries = self.carried[identifier]
@@ -303,6 +338,11 @@ class _Graph:
             for head, carrier in heads:
                 if _root(head) is root:
                     joined = True
+                elif _kept_apart(_root(head), root):
+                    if {(identifier, head.name), (identifier, node.name)} & self.restated:
+                        # which subjects of the two go together may look different now
+                        self.contradicted |= {one.name for one in (head, node) if one.whole}
+                    continue
                 elif (limit := self._limit_between(_root(head), root)) is None:
                     _union(_root(head), root)
                     node.evidence.append(Evidence(kind=identifier.kind, value=identifier.value, subject=carrier))
@@ -316,26 +356,62 @@ class _Graph:
             if not joined:
                 heads.append((node, subject))
 
+    def _obey(self) -> None:
+        """Take in what people decided. Where decisions contradict each other by way of third subjects, the newer ones hold."""
+        placed = [
+            (one, a, b)
+            for one in self.state.decided
+            if (a := self._node_of(one.subject, one.subject_customer)) is not None
+            and (b := self._node_of(one.other, one.other_customer)) is not None
+        ]
+        for number, (one, a, b) in enumerate(placed, 1):
+            if not one.together and a is not b:
+                _root(a).apart.add(number)
+                _root(b).apart.add(-number)
+        for one, a, b in placed:
+            if one.together and _root(a) is not _root(b) and not _kept_apart(_root(a), _root(b)):
+                _union(_root(a), _root(b))
+                a.evidence.append(Evidence(kind="manual", value=one.decision, subject=one.other))
+                b.evidence.append(Evidence(kind="manual", value=one.decision, subject=one.subject))
+
+    def _node_of(self, subject: str, customer_id: str | None) -> _Node | None:
+        return self.of.get(subject) or self.wholes.get(customer_id or "")
+
     def _limit_between(self, a: _Node, b: _Node) -> int | None:
-        """The lowest limit that forbids to join the two; None when they may be joined."""
+        """The lowest limit that forbids to join the two; None when they may be joined.
+
+        What a person joined may be over a limit already; it may be joined with what adds nothing to it.
+        """
         return min(
             (
                 self.limits[kind]
                 for kind, values in a.values.items()
-                if kind in b.values and len(values | b.values[kind]) > self.limits[kind]
+                if kind in b.values
+                and len(values | b.values[kind]) > max(self.limits[kind], len(values), len(b.values[kind]))
             ),
             default=None,
         )
 
-    def decide(self, statements: Iterable[Statement], decisions: Decisions) -> None:
+    def decide(self, statements: Iterable[Statement], decisions: Decisions, at: datetime | None) -> None:
         """Name each group's customer, and write down every subject or customer that goes to another than it has."""
+        heirs = {
+            customer_id: self.of[
+                min(
+                    members,
+                    key=lambda m: (m.subject in self.state.leaving, _forgotten(m), m.known.created_at, m.subject),
+                ).subject
+            ]
+            for customer_id, members in self.state.members.items()
+        }
+        for node in self.nodes:
+            if node.member is not None and _forgotten(node.member) and not node.evidence:
+                heir = _root(heirs[node.member.known.customer_id])
+                if heir is not node:
+                    _union(heir, node)
         groups: dict[int, list[_Node]] = {}
         for node in self.nodes:
             groups.setdefault(id(_root(node)), []).append(node)
-        heirs = {
-            customer_id: self.of[min(members, key=lambda m: (m.known.created_at, m.subject)).subject]
-            for customer_id, members in self.state.members.items()
-        }
+        self.standing = {customer_id for customer_id, heir in heirs.items() if heir.name not in self.state.ids}
         latest: dict[int, datetime] = {}
         for statement in statements:
             root = id(_root(self.of[statement.subject]))
@@ -345,7 +421,7 @@ class _Graph:
                 self._decide_group(nodes, heirs, latest[root], decisions)
             else:
                 # none of its subjects states anything: a part that fell off an expanded customer
-                self._decide_group(nodes, heirs, max(latest.values()), decisions)
+                self._decide_group(nodes, heirs, at or max(latest.values()), decisions)
 
     def _decide_group(
         self, nodes: Sequence[_Node], heirs: Mapping[str, _Node], at: datetime, decisions: Decisions
@@ -354,12 +430,28 @@ class _Graph:
             decisions.links.append(_first(nodes[0], self._new_id(nodes[0].name), "new"))
             return
         standing = [
-            node for node in nodes if node.whole or (node.member and heirs[node.member.known.customer_id] is node)
+            node
+            for node in nodes
+            if node.whole
+            or (
+                node.member
+                and heirs[node.member.known.customer_id] is node
+                and node.member.known.customer_id in self.standing
+            )
         ]
-        customers = sorted((self._created_at(node), node.customer_id) for node in standing if node.customer_id)
+        wanted = sorted({self.state.ids[node.name] for node in nodes if node.name in self.state.ids})
+        customers = sorted(
+            (node.customer_id not in wanted, self._created_at(node), node.customer_id)
+            for node in standing
+            if node.customer_id
+        )
         founder = None
+        free = [customer_id for customer_id in wanted if customer_id not in self.standing]
         if customers:
-            winner = customers[0][1]
+            winner = customers[0][2]
+        elif free:
+            winner = free[0]
+            self.standing.add(winner)
         else:
             founder = min(nodes, key=lambda node: node.age)
             winner = (
@@ -368,7 +460,7 @@ class _Graph:
                 # the founder's own id may be in use by those it leaves behind
                 else founded(f"{founder.name}\n{founder.member.known.link_seq + 1}")
             )
-        staying = {customer_id for _, customer_id in customers}
+        staying = {customer_id for *_, customer_id in customers}
         for node in nodes:
             evidence = tuple(dict.fromkeys(node.evidence))[:EVIDENCE_MAX]
             if node.customer_id == winner:
@@ -426,9 +518,19 @@ def _root(node: _Node) -> _Node:
     return node
 
 
+def _forgotten(member: Member) -> bool:
+    return member.erased and not member.identifiers
+
+
+def _kept_apart(a: _Node, b: _Node) -> bool:
+    few, many = sorted((a.apart, b.apart), key=len)
+    return any(-number in many for number in few)
+
+
 def _union(a: _Node, b: _Node) -> None:
     if sum(map(len, a.values.values())) < sum(map(len, b.values.values())):
         a, b = b, a
     b.parent = a
+    a.apart |= b.apart
     for kind, values in b.values.items():
         a.values.setdefault(kind, set()).update(values)

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import resources
+from typing import Literal
 
 from caudal.schemas import Identifier
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -28,6 +29,7 @@ class Kind(BaseModel):
     most: int | None = Field(None, ge=1)
     shared_by: int | None = Field(None, ge=1)
     blocked: tuple[str, ...] = ()
+    withdrawn: Literal["split", "report"] = "split"
 
     @field_validator("blocked")
     @classmethod
@@ -90,6 +92,10 @@ class Rules:
     def shared_by(self, kind: str) -> int | None:
         """How many subjects may carry one value before it is no evidence any more; None: any number."""
         return self.kinds[kind].shared_by
+
+    def splits(self, kind: str) -> bool:
+        """Whether a value of `kind` that its subject states no more is evidence no more, and what it alone held together is split."""
+        return self.kinds[kind].withdrawn == "split"
 
 
 def load(settings: Settings) -> Rules:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -23,7 +23,8 @@ from caudal.processors import _generation
 from caudal.processors import rules as identity_rules
 from caudal.processors._links import Connection, Erasure, Links, Mention, Resolved
 from caudal.processors._reader import CARRIED
-from caudal.processors.identity import Key, Link
+from caudal.processors.evidence import said
+from caudal.processors.identity import Link
 from caudal.processors.rules import Rules
 from caudal.schemas import EVENT_TYPES, CustomerErased, Event, SubjectDeleted, SubjectLinked, derived_id
 from caudal.schemas.codec import Codec
@@ -32,7 +33,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
 from psycopg.types.json import Jsonb
 
-from caudal import generations, kafka, offsets, postgres
+from caudal import decisions, generations, kafka, offsets, postgres
+from caudal.decisions import Decision
 from caudal.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
@@ -103,6 +105,7 @@ class Capture:
     events: list[Event] = field(default_factory=list)
     poison: Poison | None = None
     left_out: Sequence[LeftOut] = ()
+    decision: Decision | None = None
 
 
 @dataclass(slots=True)
@@ -304,7 +307,7 @@ class Translator:
             with self._batch():
                 left = self._links.unpublished()
                 if left.batches:
-                    self._produce([self._encoded(_link_event(link)) for link in left.changed], [])
+                    self._produce([self._encoded(_link_event(link, left.decisions)) for link in left.changed], [])
                     self._links.published(left.batches)
         except (DatabaseUnavailable, BrokerUnavailable):
             self._drop_clients()
@@ -371,6 +374,9 @@ class Translator:
             if record != "Capture":
                 raise UndecodableRecord(f"a {record} where a Capture is expected")
             capture.source, capture.kind = row["source"], row["kind"]
+            if row["connector"] == decisions.CONNECTOR:
+                capture.decision = decisions.read(row["body"], row["captured_at"])
+                return capture
             try:
                 connector = connector_named(row["connector"])
             except UnknownConnector as exc:
@@ -417,7 +423,7 @@ class Translator:
                     refused.add(id(event))
             if refused:
                 capture.events = [event for event in capture.events if id(event) not in refused]
-        links = (self._encoded(_link_event(link)) for link in resolved.changed)
+        links = (self._encoded(_link_event(link, resolved.decisions)) for link in resolved.changed)
         expanded = chain.from_iterable(map(self._of_each_subject, whole_sources))
         poisoned = [c for c in captures if c.poison is not None]
         never_taken = self._produce(chain(links, ready, expanded), poisoned if self._put_aside is None else [])
@@ -426,30 +432,46 @@ class Translator:
             self._produce((), poisoned if self._put_aside is None else [])
         self._store(captures, resolved.batches)
         self._note(captures)
+        for subject, kind in resolved.withdrawn:
+            logger().info(Log.EVIDENCE_WITHDRAWN, subject=subject, kind=kind)
         return len(ready), len(resolved.changed)
 
     def _resolve(self, captures: Sequence[Capture]) -> Resolved:
         """Identity for the captures. What PostgreSQL refuses to store is found by bisection and put aside."""
         mentions, erasures = [], []
         for event in chain.from_iterable(capture.events for capture in captures):
-            keys = tuple(Key(identifier.kind, identifier.value) for identifier in event.identifiers)
-            mentions.append(Mention(event.subject, event.source, event.occurred_at, event.captured_at, keys))
+            mentions.append(
+                Mention(
+                    event.subject,
+                    event.source,
+                    event.occurred_at,
+                    event.captured_at,
+                    event.event_id,
+                    said(event, self._rules),
+                )
+            )
             if isinstance(event, SubjectDeleted) and event.kind == "erased":
                 erasures.append(Erasure(event.subject, event.occurred_at, event.scope))
             elif isinstance(event, CustomerErased):
                 erasures.append(Erasure(event.subject, event.occurred_at, "customer"))
         try:
-            return self._links.resolve(mentions, erasures)
+            return self._links.resolve(mentions, erasures, [c.decision for c in captures if c.decision is not None])
         except (*postgres.REFUSED, ValueError) as exc:
             if len(captures) == 1:
                 capture = captures[0]
                 capture.poison = UnusableEvent(f"PostgreSQL can't store the subject's identity ({type(exc).__name__})")
-                capture.events = []
+                capture.events, capture.decision = [], None
                 return Resolved({})
             half = len(captures) // 2
             one, other = self._resolve(captures[:half]), self._resolve(captures[half:])
             changed = {link.subject: link for link in (*one.changed, *other.changed)}
-            return Resolved({**one.links, **other.links}, [*changed.values()], sorted({*one.batches, *other.batches}))
+            return Resolved(
+                {**one.links, **other.links},
+                [*changed.values()],
+                sorted({*one.batches, *other.batches}),
+                {**one.decisions, **other.decisions},
+                [*one.withdrawn, *other.withdrawn],
+            )
 
     def _linked(self, event: Event, customer_id: str, link_seq: int) -> _Outgoing:
         object.__setattr__(event, "customer_id", customer_id)  # see _understand
@@ -749,7 +771,8 @@ def _carried(record: str, row: dict[str, Any]) -> Event:
     return EVENT_TYPES[record](**{**fields, "identifiers": ()})
 
 
-def _link_event(link: Link) -> SubjectLinked:
+def _link_event(link: Link, decided: Mapping[str, tuple[str, str | None]]) -> SubjectLinked:
+    actor, comment = decided.get(link.evidence[0].value, (None, None)) if link.evidence else (None, None)
     return SubjectLinked(
         event_id=derived_id(EVENTS, f"{link.subject}\n{link.link_seq}"),
         source=link.source,
@@ -761,4 +784,6 @@ def _link_event(link: Link) -> SubjectLinked:
         reason=link.reason,
         previous_customer_id=link.previous_customer_id,
         evidence=link.evidence,
+        actor=actor,
+        comment=comment,
     )

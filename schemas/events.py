@@ -300,6 +300,8 @@ class SubjectLinked(Event):
     reason: str
     previous_customer_id: str | None = None
     evidence: tuple[Evidence, ...] = ()
+    actor: str | None = None
+    comment: str | None = None
 
 
 @quick

@@ -71,7 +71,8 @@ _CUSTOMERS = """
          FROM live.links l WHERE l.customer_id = ids.customer_id),
         (SELECT jsonb_agg(jsonb_build_object('kind', i.kind, 'value', i.value, 'subjects', i.subjects) ORDER BY i.kind, i.value)
          FROM (SELECT i.kind, i.value, array_agg(i.subject ORDER BY i.subject) AS subjects
-               FROM live.links l JOIN hub.identifiers i USING (subject) WHERE l.customer_id = ids.customer_id
+               FROM live.links l JOIN hub.identifiers i USING (subject)
+               WHERE l.customer_id = ids.customer_id AND NOT i.withdrawn
                GROUP BY i.kind, i.value) i)
     FROM (SELECT) nothing LEFT JOIN ids ON true
 """
@@ -80,7 +81,7 @@ _BY_ID = "SELECT %(customer_id)s::uuid AS customer_id"
 _BY_SUBJECT = "SELECT customer_id FROM live.links WHERE subject = %(value)s"
 _BY_IDENTIFIER = f"""
     SELECT DISTINCT l.customer_id FROM hub.identifiers i JOIN live.links l USING (subject)
-    WHERE i.kind = %(kind)s AND i.value = %(value)s ORDER BY l.customer_id LIMIT {LOOKUP_LIMIT}
+    WHERE i.kind = %(kind)s AND i.value = %(value)s AND NOT i.withdrawn ORDER BY l.customer_id LIMIT {LOOKUP_LIMIT}
 """
 
 _WENT_TO = f"""
@@ -113,7 +114,17 @@ _FACTS: Mapping[str, _Kind] = {
 KINDS = (*_FACTS, "link")
 """Kinds of timeline items."""
 
-_HIDDEN = ("source", "subject", "occurred_at", "captured_at", "event_id", "stated", "customer_id", "link_seq")
+_HIDDEN = (
+    "source",
+    "subject",
+    "occurred_at",
+    "captured_at",
+    "event_id",
+    "stated",
+    "customer_id",
+    "link_seq",
+    "contacts",
+)
 """Columns that an item shows elsewhere, or not at all."""
 
 _LINKS = f"""

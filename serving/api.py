@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from caudal.projections import priority_sql
 from caudal.schemas.codec import Codec, Registry
-from caudal.serving import _answers, _docs, _replays, _report_routes, _search_routes, _segment_routes
+from caudal.serving import _answers, _decision_routes, _docs, _replays, _report_routes, _search_routes, _segment_routes
 from caudal.serving._indexing import Indexing
 from caudal.serving._positions import Positions, decode
 from caudal.serving._problems import Boundary, Problem, install
@@ -139,6 +139,13 @@ def build(settings: Settings) -> FastAPI:
             _needs(api, access.Scope.CUSTOMERS_READ),
         ),
         {**_ERRORS, 404: _MISSING[404]},
+    )
+    _decision_routes.add(
+        app,
+        _decision_routes.Decisions(settings, Codec(api.registry)),
+        _needs(api, access.Scope.CUSTOMERS_WRITE),
+        _needs(api, access.Scope.CUSTOMERS_READ),
+        _ERRORS,
     )
     _replays.add(app, _replays.Replays(settings), _needs(api, access.Scope.OPERATE), _ERRORS)
     return app

@@ -12,6 +12,8 @@ __all__ = [
     "Customer",
     "CustomerAnswer",
     "CustomersAnswer",
+    "DecisionAnswer",
+    "DecisionsAnswer",
     "ExplainAnswer",
     "HistoryAnswer",
     "ListedAnswer",
@@ -72,6 +74,35 @@ class Subject(_Shape):
     erased: bool
     erased_at: datetime | None
     merged_into: list[str]
+
+
+class Move(_Shape):
+    """A subject that went from one customer to another."""
+
+    subject: str
+    from_: UUID | None = Field(alias="from")
+    to: UUID
+
+
+class DecisionAnswer(_Shape):
+    """What a person decided of a subject, and whom it moved."""
+
+    decision_id: UUID
+    kind: Literal["split", "move", "undo"]
+    subject: str
+    decided_at: datetime
+    actor: str = Field(description="The token's name, or `cli` and the user.")
+    reason: str | None
+    undoes: UUID | None
+    undone_by: UUID | None
+    moves: list[Move]
+    done: bool
+
+
+class DecisionsAnswer(_Shape):
+    """Decisions, the newest first."""
+
+    decisions: list[DecisionAnswer]
 
 
 class Identifier(_Shape):

@@ -17,6 +17,7 @@ from caudal.errors import (
     BadSettings,
     CaudalError,
     EmbeddedServerFailed,
+    NotKnown,
     Poison,
     Retryable,
     UnknownConnector,
@@ -150,6 +151,8 @@ def bug(error: Exception) -> CaudalError:
 def exit_status(error: CaudalError) -> int:
     """The exit status that tells what to do about `error`."""
     match error:
+        case NotKnown():
+            return NEGATIVE
         case Poison():
             return DATA_ERROR
         case Retryable() | EmbeddedServerFailed():

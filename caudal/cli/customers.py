@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from caudal.cli import decisions
 from caudal.cli._output import NEGATIVE, Json, compact, counted, emit, examples, note, resolved, table
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "follow", "show", "views_needed"]
 
-app = typer.Typer(help="Read customers: by id, by an identifier, what happened.", no_args_is_help=True)
+app = typer.Typer(
+    help="Customers: by id, by an identifier, what happened; and who is who, put right.", no_args_is_help=True
+)
 
 Id = Annotated[uuid.UUID, typer.Argument(metavar="ID", help="The customer's id.")]
 _T = TypeVar("_T")
@@ -300,6 +303,9 @@ def _read(ask: Callable[[Customers, Timeline], Awaitable[_T]]) -> _T:
 
     with views_needed():
         return asyncio.run(read())
+
+
+decisions.register(app)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from caudal.connectors import Connector, Delivery, Hmac, Payload, parse_json
+from caudal.connectors import Connector, Delivery, Hmac, Payload, identifiers, parse_json
 from caudal.processors.translate import Translator
 from caudal.schemas import Event, Identifier, ProfileStated, SubjectDeleted
 from caudal.schemas.codec import Codec, LocalRegistry
@@ -45,16 +45,27 @@ class Person(Payload):
     tags: tuple[str, ...] | None = None
     identifiers: tuple[tuple[str, str], ...] = ()
     at: datetime = T0
+    email: str | None = None
+    phone: str | None = None
+    cpf: str | None = None
+    other_emails: tuple[str, ...] | None = None
+    cleared: tuple[str, ...] = ()
 
 
 @people.on("person")
 def person_stated(person: Person, _source: str) -> Iterator[Event]:
+    own = identifiers(email=(person.email, *(person.other_emails or ())), phone=person.phone, cpf=person.cpf)
     yield ProfileStated(
         subject=person.subject,
         occurred_at=person.at,
         name=person.name,
         tags=person.tags,
-        identifiers=tuple(Identifier(kind=kind, value=value) for kind, value in person.identifiers),
+        identifiers=(*own, *(Identifier(kind=kind, value=value) for kind, value in person.identifiers)),
+        email=person.email,
+        phone=person.phone,
+        cpf=person.cpf,
+        other_emails=person.other_emails,
+        cleared=person.cleared,
     )
 
 

@@ -21,6 +21,7 @@ from captures import (
 )
 from caudal.processors import rules
 from caudal.processors._links import LOCK, Erasure, Links, Mention
+from caudal.processors.evidence import Said
 from caudal.processors.identity import Key
 
 from caudal import postgres
@@ -52,7 +53,7 @@ def links(settings: Settings):
 def says(subject: str, *identifiers: tuple[str, str], at: int = 0) -> Mention:
     moment = T0 + timedelta(seconds=at)
     found = tuple(Key(kind, value) for kind, value in identifiers)
-    return Mention(subject, subject.partition(":")[0], moment, moment, found)
+    return Mention(subject, subject.partition(":")[0], moment, moment, f"e-{at}", Said(found))
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(SOURCES)), ids="-".join)

@@ -38,7 +38,7 @@ def row(token=TOKEN, scopes=("customers:read",), expires_at=None):
 @pytest.mark.parametrize(
     ("name", "scopes", "expires_at", "fault"),
     [
-        ("crm", ["customers:write"], None, "unknown scope customers:write"),
+        ("crm", ["customers:erase"], None, "unknown scope customers:erase"),
         ("crm", [], None, "no scope"),
         ("", ["admin"], None, "bad token name"),
         ("with space", ["admin"], None, "bad token name"),

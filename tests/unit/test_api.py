@@ -182,6 +182,7 @@ async def test_the_openapi_document_lists_what_there_is(http, may):
     assert set(document["paths"]) == {
         "/health", "/ready", "/metrics", "/customers", "/customers/{customer_id}", "/customers/{customer_id}/timeline", "/changes",
         "/customers/search", "/customers/{customer_id}/segments/history",
+        "/decisions", "/decisions/{id}", "/decisions/{id}/undo",
         "/segments", "/segments/preview", "/segments/{name}", "/segments/{name}/versions", "/segments/{name}/members",
         "/segments/{name}/overlap", "/segments/{name}/explain/{customer_id}", "/segments/{name}/list",
         "/reports", "/reports/{name}",

@@ -78,7 +78,10 @@ def test_the_commands_are_those_that_the_docs_promise():
         *(f"caudal sources {name}" for name in ["add", "list", "remove"]),
         *(f"caudal connectors {name}" for name in ["show", "verify"]),
         *(f"caudal criteria {name}" for name in ["check", "schema"]),
-        *(f"caudal customers {name}" for name in ["get", "find", "search", "timeline"]),
+        *(
+            f"caudal customers {name}"
+            for name in ["get", "find", "search", "timeline", "split", "move", "undo", "decisions"]
+        ),
         *(f"caudal dead-letters {name}" for name in ["list", "show", "redrive"]),
         *(f"caudal scores {name}" for name in ["refresh", "show"]),
         *(f"caudal metrics {name}" for name in ["list", "check", "apply", "remove"]),

@@ -12,6 +12,7 @@ import pytest
 from caudal.processors.identity import (
     Carrier,
     Customer,
+    Decided,
     Decisions,
     Key,
     Known,
@@ -49,6 +50,8 @@ class Store:
     subjects: dict[str, Link] = field(default_factory=dict)
     held: dict[tuple[str, Key], bool] = field(default_factory=dict)
     log: list[Link] = field(default_factory=list)
+    decided: list[Decided] = field(default_factory=list)
+    """The newest first."""
 
     def take(self, *statements: Statement) -> Decisions:
         merged: dict[str, Statement] = {}
@@ -70,6 +73,42 @@ class Store:
             members.update({customer: self._members(customer) for customer in decisions.expand})
         self._write(decisions)
         return decisions
+
+    def decide(self, subject: str, *, apart: Iterable[str] = (), together: Iterable[str] = ()) -> None:
+        """Decide, and look at the customers that are meant subject by subject."""
+        number = str(len(self.decided))
+        new = [Decided(subject, other, False, number) for other in apart]
+        new += [Decided(subject, other, True, number) for other in together]
+        pairs = {frozenset((one.subject, one.other)) for one in new}
+        self.decided = new + [one for one in self.decided if frozenset((one.subject, one.other)) not in pairs]
+        self.review({name for one in new for name in (one.subject, one.other)}, leaving={subject})
+
+    def undecide(self, subject: str) -> None:
+        """Undo what was decided of a subject."""
+        named = {one.other for one in self.decided if one.subject == subject} | {subject}
+        self.decided = [one for one in self.decided if one.subject != subject]
+        self.review(named)
+
+    def withdraw(self, subject: str, identifier: Key) -> None:
+        """The subject states it no more."""
+        if self.held.pop((subject, identifier), False):
+            self.review({subject})
+
+    def review(self, subjects: Iterable[str], leaving: Iterable[str] = ()) -> None:
+        customers = {self.customer(s) for s in subjects if s in self.subjects}
+        members = {customer: self._members(customer) for customer in customers}
+        everybody = [
+            says(m.subject, *(f"{i.kind}={i.value}" for i in m.identifiers))
+            for found in members.values()
+            for m in found
+        ]
+        while (
+            decisions := resolve(
+                replace(self._state(everybody, members), leaving=frozenset(leaving)), (), self.rules, T0
+            )
+        ).expand:
+            members.update({customer: self._members(customer) for customer in decisions.expand})
+        self._write(decisions)
 
     def partition(self) -> set[frozenset[str]]:
         groups = defaultdict(set)
@@ -117,7 +156,19 @@ class Store:
             customers[customer] = Customer(
                 min(m.known.created_at for m in mine), {kind: frozenset(found) for kind, found in values.items()}
             )
-        return State(subjects, frozenset(), carriers, customers, members)
+        decided = [
+            replace(
+                one,
+                subject_customer=self.customer(one.subject) if one.subject in self.subjects else None,
+                other_customer=self.customer(one.other) if one.other in self.subjects else None,
+            )
+            for one in self.decided
+        ]
+        for one in decided:
+            for customer in {one.subject_customer, one.other_customer} - {None} if one.together else ():
+                first = min(m.known.created_at for m in self._members(customer))
+                customers.setdefault(customer, Customer(first, {}))
+        return State(subjects, frozenset(), carriers, customers, members, decided=decided)
 
     def _write(self, decisions: Decisions) -> None:
         written = list(decisions.links)
@@ -330,3 +381,89 @@ def test_a_customer_takes_no_more_values_than_its_limit(size):
     for n in range(5):
         store.take(says(f"shop:customer:{n}", f"email={n}@x.com", "phone=1", at=n))
     assert max(map(len, store.partition())) == size
+
+
+def test_a_decision_parts_what_evidence_joins_and_the_rest_keeps_the_id():
+    store = Store(rules())
+    store.take(
+        says("shop:customer:1", "phone=p"),
+        says("shop:customer:2", "phone=p", at=1),
+        says("shop:order:9", "subject=shop:customer:1", at=2),
+    )
+    before = store.customer("shop:customer:2")
+    store.decide("shop:customer:1", apart=["shop:customer:2"])
+    assert store.partition() == {frozenset({"shop:customer:1", "shop:order:9"}), frozenset({"shop:customer:2"})}
+    assert store.customer("shop:customer:2") == before
+    store.take(says("shop:customer:3", "phone=p", "email=e", at=3))
+    store.take(says("shop:customer:1", "email=e", at=4))
+    assert store.customer("shop:customer:1") != store.customer("shop:customer:2")
+
+
+def test_a_decision_joins_over_a_limit_and_what_adds_nothing_still_joins():
+    store = Store(rules(cpf=Kind(most=1)))
+    store.take(says("shop:customer:1", "cpf=1"), says("shop:customer:2", "cpf=2", at=1))
+    store.decide("shop:customer:1", together=["shop:customer:2"])
+    assert len(store.partition()) == 1
+    store.take(says("crm:contact:3", "cpf=2", at=2))
+    assert len(store.partition()) == 1
+    store.take(says("crm:contact:4", "cpf=3", "subject=shop:customer:1", at=3))
+    assert store.customer("crm:contact:4") != store.customer("shop:customer:1")
+
+
+def test_an_erased_member_stays_with_those_who_keep_the_id():
+    erased = Member("shop:customer:1", "shop", Known("c", 1, T0), (), erased=True)
+    alive = Member("shop:customer:2", "shop", Known("c", 1, T0 + timedelta(1)), (Key("phone", "p"),))
+    decisions = resolve(State(customers={"c": Customer(T0)}, members={"c": [erased, alive]}), (), rules(), T0)
+    assert decisions.links == []
+
+
+DECIDING = st.lists(
+    st.one_of(
+        st.builds(
+            lambda s: ("say", s),
+            st.builds(says, SUBJECTS, st.sampled_from(["email=a", "email=b", "phone=a", "phone=b"])),
+        ),
+        st.builds(
+            lambda s, i: ("withdraw", s, i),
+            SUBJECTS,
+            st.builds(Key, st.sampled_from(["email", "phone"]), st.sampled_from("ab")),
+        ),
+        st.builds(lambda s: ("split", s), SUBJECTS),
+        st.builds(lambda s, o: ("join", s, o), SUBJECTS, SUBJECTS),
+        st.builds(lambda s: ("undo", s), SUBJECTS),
+    ),
+    max_size=16,
+)
+
+
+@settings(deadline=None)  # shared machines stall
+@given(steps=DECIDING)
+def test_decisions_hold_whatever_is_stated_and_without_them_evidence_alone_decides(steps):
+    store = Store(rules())
+    for step in steps:
+        match step:
+            case ("say", statement):
+                store.take(statement)
+            case ("withdraw", subject, identifier):
+                store.withdraw(subject, identifier)
+            case ("split", subject) if subject in store.subjects:
+                others = [
+                    s
+                    for s, link in store.subjects.items()
+                    if link.customer_id == store.customer(subject) and s != subject
+                ]
+                store.decide(subject, apart=others)
+            case ("join", subject, other) if {subject, other} <= store.subjects.keys() and subject != other:
+                store.decide(subject, together=[other])
+            case ("undo", subject):
+                store.undecide(subject)
+        for one in store.decided:
+            if not one.together and {one.subject, one.other} <= store.subjects.keys():
+                assert store.customer(one.subject) != store.customer(one.other)
+    for subject in list(store.subjects):
+        store.undecide(subject)
+    left = [
+        says(s, *(f"{i.kind}={i.value}" for (of, i), links in store.held.items() if of == s and links))
+        for s in store.subjects
+    ]
+    assert store.partition() == connected(left)
