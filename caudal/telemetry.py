@@ -30,6 +30,7 @@ class Log(StrEnum):
     LIBRARY_LOGGED = "library.logged"
     LOG_ACCEPTED = "log.accepted"
     LOG_TRUNCATED = "log.truncated"
+    METRIC_GIVEN_UP = "metric.given_up"
     OUTBOX_RECOVERED = "outbox.recovered"
     PARTS_LEFT_OUT = "parts.left_out"
     PARTITIONS_ASSIGNED = "partitions.assigned"
@@ -85,6 +86,11 @@ BATCH_EVENTS = Histogram(
 )
 VIEW_ROWS = Counter("caudal_view_rows_changed_total", "View rows that changed.", ["view"])
 PUBLISHED = Counter("caudal_changes_published_total", "Messages on the change topics.", ["topic"])
+METRIC_FAILURES = Counter(
+    "caudal_custom_metric_failures_total",
+    "Times that a custom metric was not computed of a customer; the code is SQLSTATE, or too_long.",
+    ["metric", "code"],
+)
 LAG = Gauge("caudal_consumer_lag_events", "Events not yet taken by partition.", ["topic", "partition"])
 LOG_FAULT = Gauge("caudal_log_fault", "1 while a log doesn't fit what was read of it and nobody goes on.", ["topic"])
 LOG_TRUNCATIONS = Counter(
@@ -127,6 +133,7 @@ METRICS = (
     BATCH_EVENTS,
     VIEW_ROWS,
     PUBLISHED,
+    METRIC_FAILURES,
     LAG,
     LOG_FAULT,
     LOG_TRUNCATIONS,

@@ -119,10 +119,10 @@ class Prover(Runner):
         """
         try:
             with postgres.translated():
-                found, customers = self._prove(customer_id, repair=False)
+                found, customers = self._within_limits(customer_id, repair=False)
                 while repair and found.differences and not found.repaired:
                     with self._locked(customers):
-                        found, more = self._prove(customer_id, repair=True, locked=customers)
+                        found, more = self._within_limits(customer_id, repair=True, locked=customers)
                     customers |= more
         except psycopg.errors.UndefinedTable as exc:
             raise Fatal("the views have not been built yet", hint="`caudal run` builds them") from exc
@@ -134,6 +134,14 @@ class Prover(Runner):
         self._picker.close()
 
     # ---- the proof
+
+    def _within_limits(self, customer_id: str, *, repair: bool, locked: Iterable[str] = ()) -> tuple[Rebuilt, set[str]]:
+        """As `_prove`, again for each custom metric that takes too long."""
+        while True:
+            try:
+                return self._prove(customer_id, repair=repair, locked=locked)
+            except psycopg.Error as exc:
+                self._overdue(exc, alone=True)
 
     def _prove(self, customer_id: str, *, repair: bool, locked: Iterable[str] = ()) -> tuple[Rebuilt, set[str]]:
         """What is different, and the customers that a repair touches; repaired only if all of these are locked."""

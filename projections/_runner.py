@@ -24,18 +24,20 @@ from caudal.projections._batch import ALL, LINKED, Batch, Message, bit
 from caudal.projections._fact import Fact
 from caudal.projections._few import prepare
 from caudal.projections._publish import Change, Publisher, output_partition
-from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS, ensure_live, views
+from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS, ensure_live
 from caudal.projections._view import View
+from caudal.projections.custom import bound
+from caudal.projections.custom.metric import OVERDUE, Metric, defined, with_custom
 from caudal.projections.metrics import metrics
 from caudal.projections.profiles import profiles
 from caudal.schemas.codec import Codec
 from caudal.schemas.dead_letters import dead_letter
 from psycopg import sql
-from psycopg.errors import FeatureNotSupported, UndefinedColumn, UndefinedFunction, UndefinedTable
+from psycopg.errors import FeatureNotSupported, QueryCanceled, UndefinedColumn, UndefinedFunction, UndefinedTable
 from psycopg.types.json import set_json_loads
 
 from caudal import generations, kafka, postgres, telemetry
-from caudal.errors import BrokerUnavailable, LostPartition, Poison, Retryable, UnusableEvent
+from caudal.errors import BrokerUnavailable, DatabaseUnavailable, LostPartition, Poison, Retryable, UnusableEvent
 from caudal.settings import Settings
 from caudal.telemetry import Log, Seldom, logger
 
@@ -160,6 +162,7 @@ class Runner:
         self._unfolded = 1.0
         self._conn: psycopg.Connection[Any] | None = None
         self._views: tuple[View, ...] = ()
+        self._metrics: tuple[Metric, ...] = ()
         self._statements: dict[str, Any] = {}
         self._log = logger()
         try:
@@ -224,11 +227,11 @@ class Runner:
         self._look_after()
         if batch.bad:  # before the offsets move on: a crash in between may repeat a dead letter, never lose one
             self._bury(batch.bad)
-        stripes = batch.stripes
+        stripes, limited = batch.stripes, True
         while True:
             try:
                 with postgres.translated():
-                    changes = self._transaction(batch, stripes)
+                    changes = self._transaction(batch, stripes, limited=limited)
                 break
             except _Stripes as more:
                 stripes |= more.missing
@@ -242,6 +245,17 @@ class Runner:
             except postgres.REFUSED as exc:
                 self._apply_apart(batch, exc)
                 return
+            except psycopg.Error as exc:
+                if not self._overdue(exc, alone=len(batch.messages) == 1):
+                    self._halved(batch)
+                    return
+            except DatabaseUnavailable as exc:
+                if not isinstance(exc.__cause__, QueryCanceled) or not self._metrics:
+                    raise
+                if len(batch.messages) > 1:
+                    self._halved(batch)
+                    return
+                limited = False  # it isn't a metric that takes so long
         seconds = time.perf_counter() - started
         telemetry.BATCH_SECONDS.labels("apply").observe(seconds)
         self._log.debug(
@@ -301,7 +315,7 @@ class Runner:
 
     # ---- the transaction
 
-    def _transaction(self, batch: Batch, stripes: set[int]) -> list[Change]:
+    def _transaction(self, batch: Batch, stripes: set[int], *, limited: bool = True) -> list[Change]:
         conn = self._connection()
         run = self._statements
         with postgres.transaction(conn), conn.cursor(binary=True) as cur:
@@ -329,6 +343,7 @@ class Runner:
                 conn,
                 facts if not shrinking else ALL,
                 shrinking=shrinking,
+                limited=limited,
                 last=partial(self._finish, cur, batch, pruned=erased),
             )
             self._check_advance(cur, batch)
@@ -413,10 +428,16 @@ class Runner:
         return facts or 0
 
     def _refresh(
-        self, conn: psycopg.Connection[Any], facts: int, *, shrinking: bool, last: Callable[[], None] = lambda: None
+        self,
+        conn: psycopg.Connection[Any],
+        facts: int,
+        *,
+        shrinking: bool,
+        limited: bool = True,
+        last: Callable[[], None] = lambda: None,
     ) -> list[Change]:
         """Refresh each view that reads one of the `facts` and note in the outbox what changed; gives what this worker has to publish of
-        it. `last` goes with them.
+        it. `last` goes with them. Custom metrics have a limit, unless it isn't `limited`.
         """
         mine = sorted(self._mine) or list(range(self._partitions))
         values = {"mine": mine, "whole": len(mine) == self._partitions, "partitions": self._partitions}
@@ -433,7 +454,11 @@ class Runner:
                     gone[view.name] = [str(customer) for (customer,) in removed.fetchall()]
                 statement, names = self._statements[f"refresh {view.name}"]
                 given = {**values, "gone": gone.get(view.name, [])}
-                cur.execute(statement, [given[name] for name in names], binary=True)
+                ask = partial(cur.execute, statement, [given[name] for name in names], binary=True)
+                if limited and self._metrics and view.name == metrics.name:
+                    bound.limited(conn, ask)
+                else:
+                    ask()
             last()
         changes = []
         for view, cur in zip(reading, cursors, strict=True):
@@ -508,9 +533,7 @@ class Runner:
     def _apply_apart(self, batch: Batch, reason: psycopg.Error) -> None:
         """A value in the batch can't be stored: find the message by halving, put it aside, apply the rest."""
         if len(batch.messages) > 1:
-            middle = len(batch.messages) // 2
-            for half in (batch.messages[:middle], batch.messages[middle:]):
-                self.apply(self.decode(half))
+            self._halved(batch)
             return
         refused = UnusableEvent(f"PostgreSQL refused a value ({type(reason).__name__})")
         self._bury([(batch.messages[0], refused)])
@@ -519,6 +542,22 @@ class Runner:
                 self._pass_over(cur, batch)
         except _Swapped as exc:
             raise LostPartition("the schema was swapped while a message was put aside") from exc
+
+    def _halved(self, batch: Batch) -> None:
+        middle = len(batch.messages) // 2
+        for half in (batch.messages[:middle], batch.messages[middle:]):
+            self.apply(self.decode(half))
+
+    def _overdue(self, exc: psycopg.Error, *, alone: bool) -> bool:
+        """Give up on a custom metric of a customer that took too long; False when it wasn't one that did, but all of them together.
+
+        Raises:
+            psycopg.Error: it is another error.
+        """
+        if exc.sqlstate != OVERDUE:
+            raise exc
+        with postgres.translated():
+            return bound.give_up(self._connection(), exc, self._metrics, alone=alone)
 
     def _look(self) -> bool:
         """See which schema bears the name now; whether it is another one than before.
@@ -655,7 +694,8 @@ class Runner:
 
     def _define(self) -> bool:
         """Make the statements for the views as they are now, unless they are; whether they were others."""
-        found = views(self._connection())
+        self._metrics = defined(self._connection())
+        found = with_custom(VIEWS, self._metrics)
         if changed := found != self._views:
             self._views = found
             self._statements = statements(self._schema, self._priority, found, feed=self._feed)
@@ -673,6 +713,7 @@ class Runner:
                 postgres.let_go_after(conn, self._settings.worker.session_timeout_ms)
             for statement in (*_sql.STAGES, *(ddl for fact in FACTS for ddl in _sql.stage_ddl(fact))):
                 conn.execute(statement)
+            conn.add_notice_handler(lambda diagnostic: bound.noticed(self._metrics, diagnostic))
             set_json_loads(orjson.loads, conn)
             conn.prepared_max = 500
             self._conn = conn

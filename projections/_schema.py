@@ -8,7 +8,7 @@ import psycopg
 from caudal.projections import _crowd, _rollup, _sql
 from caudal.projections._sql import priority_sql
 from caudal.projections._view import View
-from caudal.projections.custom.metric import defined, with_custom
+from caudal.projections.custom.metric import defined, install, with_custom
 from caudal.projections.facts import FACTS
 from caudal.projections.metrics import PLACED, metrics
 from caudal.projections.profiles import profiles
@@ -89,6 +89,7 @@ def ensure_live(conn: psycopg.Connection[Any], schema: str = LIVE) -> int:
                     f"schema {schema} was made by other definitions ({found}, now {wanted})",
                     hint="rebuild the views from the log: caudal replay",
                 )
+            install(conn, defined(conn))  # as this release has them
         else:
             conn.execute(FIRST)
             conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))

@@ -31,17 +31,22 @@ FOLDER = Path("metrics")
 
 @app.command("list", epilog=examples("caudal metrics list", "caudal metrics list --json | jq '.[].values'"))
 def list_(as_json: Json = False) -> None:
-    """List the custom metrics that are kept, with the values that they give."""
+    """List the custom metrics that are kept, with the values that they give.
+
+    `given_up` says of how many customers one took too long: it is unknown for them; `everybody` when there were too many.
+    """
     from caudal import postgres
-    from caudal.projections.custom import metric
+    from caudal.projections.custom import bound, metric
 
     settings = resolved()
     postgres.migrate(settings.postgres)
     with postgres.connect(settings.postgres, role="cli") as conn, postgres.translated():
         metrics = metric.defined(conn)
+        unknown = bound.unknown(conn)
     found = [
         {
             "metric": each.name, "title": each.title, "values": each.columns, "reads": each.reads,
+            "given_up": unknown.get(each.function.removeprefix("hub."), 0),
             "applied_at": each.applied_at, "applied_by": each.applied_by, "statement": each.statement,
         }
         for each in metrics
@@ -49,7 +54,7 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         emit(found)
     else:
-        names = ("metric", "title", "values", "reads", "applied_at", "applied_by")
+        names = ("metric", "title", "values", "reads", "given_up", "applied_at", "applied_by")
         table(names, [[each[name] for name in names] for each in found])
 
 

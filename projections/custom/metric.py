@@ -2,7 +2,7 @@
 
 The SELECT sees one customer at a time: under the names of the facts it finds this customer's rows, so what it gives follows from them
 alone, however it is written. It is kept as a function of the database. A value that can't be computed for a customer (a division by
-zero, a second row) is missing for that customer, and stops nothing.
+zero, a second row, a text without end) is missing for that customer, and stops nothing; nor does one that takes too long, see bound.py.
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ from caudal.projections.links import gone_at
 from caudal.projections.metrics import metrics_with
 from psycopg.types.json import Jsonb
 
-__all__ = ["RELATIONS", "Metric", "defined", "install", "store", "with_custom"]
+__all__ = ["EVERYBODY", "OVERDUE", "RELATIONS", "Metric", "defined", "install", "store", "with_custom"]
 
 _FACTS = tuple(fact.name for fact in FACTS)
 RELATIONS = ("subjects", "profiles", *_FACTS)
 """What a SELECT may read. The facts have a column `customer_id` besides their own."""
+OVERDUE = "MT001"
+"""SQLSTATE of a metric whose statement was ended while it was computed, and of the notice that one couldn't be."""
+EVERYBODY = "00000000-0000-0000-0000-000000000000"
+"""In hub.metric_unknown in place of a customer."""
+_CAUSED_BY_DATA = (
+    "data_exception OR cardinality_violation OR program_limit_exceeded OR statement_too_complex OR configuration_limit_exceeded"
+    " OR internal_error"  # what is larger than a gigabyte
+)
 _VALUES = {
     "integer": "{}",
     "boolean": "{}",
@@ -95,20 +103,33 @@ class Metric:
 
 
 def install(conn: psycopg.Connection[Any], metrics: Sequence[Metric]) -> None:
-    """Make the functions that compute these metrics, where they aren't there. They take a customer and the schema that is read."""
+    """Make the functions that compute these metrics, where they aren't there. They take a customer and the schema that is read.
+
+    A fault that data cause gives NULL and a notice with function and SQLSTATE; being ended gives `OVERDUE`, see bound.py.
+    """
     for metric in metrics:
-        quote = f"${metric.function.removeprefix('hub.')}$"
+        name = metric.function.removeprefix("hub.")
         conn.execute(
-            f"""CREATE OR REPLACE FUNCTION {metric.function}(uuid, text) RETURNS jsonb LANGUAGE plpgsql STABLE AS {quote}
+            f"""CREATE OR REPLACE FUNCTION {metric.function}(uuid, text) RETURNS jsonb LANGUAGE plpgsql STABLE AS ${name}$
             #variable_conflict use_column
+            DECLARE
+                began CONSTANT timestamptz := clock_timestamp();
             BEGIN
+                IF EXISTS (SELECT FROM hub.metric_unknown u WHERE u.function = '{name}' AND u.customer_id IN ($1, '{EVERYBODY}')) THEN
+                    RETURN NULL;
+                END IF;
                 IF current_setting('search_path') <> $2 THEN
                     PERFORM set_config('search_path', $2, true);
                 END IF;
                 RETURN ({metric.body("$1")});
-            EXCEPTION WHEN data_exception OR cardinality_violation THEN
-                RETURN NULL;
-            END {quote}"""
+            EXCEPTION
+                WHEN {_CAUSED_BY_DATA} THEN
+                    RAISE NOTICE USING ERRCODE = '{OVERDUE}', MESSAGE = 'a metric is unknown', DETAIL = '{name} ' || SQLSTATE;
+                    RETURN NULL;
+                WHEN query_canceled THEN
+                    RAISE EXCEPTION USING ERRCODE = '{OVERDUE}', MESSAGE = 'a metric takes too long',
+                        DETAIL = '{name} ' || $1 || ' ' || round(1000 * extract(epoch FROM clock_timestamp() - began));
+            END ${name}$"""
         )
 
 
@@ -147,6 +168,7 @@ def store(conn: psycopg.Connection[Any], metrics: Sequence[Metric], by: str) -> 
     )
     for (unused,) in rows.fetchall():
         conn.execute(f"DROP FUNCTION {unused}")
+    conn.execute("DELETE FROM hub.metric_unknown WHERE function <> ALL (%s)", (functions,))
 
 
 def with_custom(views: Sequence[View], custom: Sequence[Metric]) -> tuple[View, ...]:

@@ -19,6 +19,9 @@ from typing import Any
 import psycopg
 from caudal.projections import _rollup, _sql
 from caudal.projections._schema import FACTS, FIRST, MAKING_LOCK, ROLLUPS, describe, triggers, views
+from caudal.projections.custom import bound
+from caudal.projections.custom.metric import Metric, defined
+from caudal.projections.metrics import metrics
 from caudal.projections.replay import _build_sql, _log
 from caudal.projections.replay._load import Part, load
 from caudal.schemas.codec import Codec
@@ -57,11 +60,15 @@ LOADED = "facts"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Statements that make a table, for the stage that it is shown under; `needs` names the steps whose tables it reads."""
+    """Statements that make a table, for the stage that it is shown under; `needs` names the steps whose tables it reads.
+
+    Custom metrics that the statements compute are in `probes`.
+    """
 
     statements: Sequence[str]
     stage: str
     needs: frozenset[str] = frozenset()
+    probes: Sequence[Metric] = ()
 
 
 class Build:
@@ -241,6 +248,7 @@ class Build:
                 _build_sql.view_steps(self._schema, view, self._priority),
                 "views",
                 frozenset({"links", *view.reads, *re.findall(r"\{schema\}\.(\w+)", view.select)}),
+                defined(conn) if view.name == metrics.name else (),
             )
             for view in views(conn)
         } | {
@@ -262,7 +270,7 @@ class Build:
                 unmade = left.keys() | set(running.values())
                 ready = [name for name, step in left.items() if not step.needs & unmade]
                 for name in ready[: SIDE_BY_SIDE - len(running)]:
-                    running[pool.submit(self._step, name, left.pop(name).statements)] = name
+                    running[pool.submit(self._step, name, left.pop(name))] = name
                 done, _ = wait(running, 0.2, FIRST_COMPLETED)
                 for future in done:
                     future.result()
@@ -279,7 +287,7 @@ class Build:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _step(self, step: str, statements: Sequence[str]) -> None:
+    def _step(self, name: str, step: Step) -> None:
         with postgres.translated(), postgres.connect(self._settings.postgres, role=self._name) as conn:
             for setting in _SESSION:
                 conn.execute(sql.SQL("SET ") + sql.SQL(setting))
@@ -288,9 +296,11 @@ class Build:
             try:
                 with conn.transaction():
                     new = conn.execute(
-                        f"INSERT INTO {self._schema}.build_steps VALUES (%s) ON CONFLICT DO NOTHING", (step,)
+                        f"INSERT INTO {self._schema}.build_steps VALUES (%s) ON CONFLICT DO NOTHING", (name,)
                     ).rowcount
-                    for statement in statements if new else ():
+                    if new:
+                        bound.probe(conn, step.probes, self._schema)
+                    for statement in step.statements if new else ():
                         conn.execute(statement)
             finally:
                 with self._lock:

@@ -15,7 +15,10 @@ from caudal.projections import _sql
 from caudal.projections._batch import ALL
 from caudal.projections._schema import FACTS, LIVE, MAKING_LOCK, VIEWS, describe
 from caudal.projections._view import View
-from caudal.projections.custom.metric import Metric, defined, install, store, with_custom
+from caudal.projections.custom import bound
+from caudal.projections.custom.metric import EVERYBODY, Metric, defined, install, store, with_custom
+from caudal.projections.custom.source import BadMetric
+from caudal.projections.metrics import metrics
 from caudal.projections.replay import _build_sql, _diff
 from caudal.projections.replay._beside import still
 from caudal.projections.replay._build import Progress
@@ -74,7 +77,8 @@ class OneView:
         self._priority = priority
         self._custom = custom
         self._by = by
-        self._all = with_custom(VIEWS, defined(conn) if custom is None else custom)
+        self._metrics = tuple(defined(conn) if custom is None else custom)
+        self._all = with_custom(VIEWS, self._metrics)
         self.views = concerned(name, self._all)
         self._check()
         install(conn, custom or ())
@@ -104,10 +108,29 @@ class OneView:
                 self._conn.execute(f"CREATE VIEW {self._schema}.{table} AS SELECT * FROM {LIVE}.{table}")
         for done, view in enumerate(self.views):
             progress(Progress("views", done, len(self.views)))
+            if view.name == metrics.name:
+                self._probe()
             for statement in _build_sql.view_steps(self._schema, view, self._priority):
                 self._conn.execute(statement)
             self._sign()
         progress(Progress("views", len(self.views), len(self.views)))
+
+    def _probe(self) -> None:
+        """Give the metrics another try, of which the rebuild is one.
+
+        Raises:
+            BadMetric: one of those that shall be takes too long of many customers.
+        """
+        functions = {metric.function.removeprefix("hub."): metric.name for metric in self._metrics}
+        self._conn.execute("DELETE FROM hub.metric_unknown WHERE function = ANY (%s)", ([*functions],))
+        bound.probe(self._conn, self._metrics, self._schema)
+        rows = self._conn.execute("SELECT function FROM hub.metric_unknown WHERE customer_id = %s", (EVERYBODY,))
+        slow = sorted(functions[function] for (function,) in rows.fetchall() if function in functions)
+        if slow and self._custom is not None:
+            raise BadMetric(
+                f"{', '.join(slow)}: {bound.MOST_CUSTOMERS} customers took longer than {bound.CUSTOMER_MS / 1000:g} s each",
+                hint="its time must not grow with what a customer's data say, nor much faster than their number",
+            )
 
     def compare(self, progress: Callable[[Progress], None]) -> dict[str, Any]:
         """What would change, see `_diff.compare`; the live projection goes on meanwhile."""
@@ -181,6 +204,8 @@ class OneView:
                 "INSERT INTO touched SELECT unnest(%s::text[])::uuid, %s, NULL", (sorted(customers), ALL)
             )
             self._conn.execute(_sql.TOUCH_SUBJECTS.format(schema=LIVE))
+            if any(view.name == metrics.name for view in self.views):
+                bound.probe(self._conn, self._metrics, LIVE, sorted(customers))
             for view in self.views if customers else ():
                 if len(view.key) == 1:
                     self._conn.execute(_sql.remove(view, self._schema, self._priority))

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from caudal.projections import Runner, criteria, ensure_live
+from caudal.projections.custom import bound
 from caudal.projections.custom import check as check_
 from caudal.projections.custom.check import check
 from caudal.projections.custom.source import BadMetric, Source
 from caudal.projections.membership import definitions
 from caudal.projections.membership.definitions import Draft
 from caudal.projections.membership.stage import Memberships
+from caudal.schemas import Event, OrderStated
 from caudal.schemas.codec import Codec, LocalRegistry
 from confluent_kafka import TopicPartition
 from logs import NOTHING, PARTITIONS, apply, connect, fill, rebuilt
@@ -28,6 +34,7 @@ from caudal.cli import app
 from caudal.errors import Poison
 from caudal.settings import Settings
 
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SHOES = """-- title: Orders that were paid
 SELECT count(*) AS paid_orders, max(placed_at) AS last_paid_at, bool_or(total_minor > 20000) AS ever_large,
        min(currency) AS first_currency, avg(total_minor) AS mean_minor
@@ -72,6 +79,27 @@ REFUSED = {
     'SELECT count(*) AS "Big" FROM orders': (":1:21", "name in lower case"),
     "SELECT customer_id FROM subjects": ("", "1 to 20 values"),
     "SELECT 1 AS a) m, (SELECT 2": (":1:14", "syntax error"),
+    "SELECT pg_stat_get_last_analyze_time(1259) AS a": (":1:8", "pg_stat_get_last_analyze_time() can't be used"),
+    "SELECT pg_stat_get_db_stat_reset_time(1) > placed_at AS a FROM orders": (":1:8", "pg_stat_get_db_stat_reset_time() can't be used"),
+    "SELECT pg_xact_commit_timestamp('3'::xid) AS a": (":1:8", "pg_xact_commit_timestamp() can't be used"),
+    "SELECT pg_postmaster_start_time() AS a": (":1:8", "pg_postmaster_start_time() can't be used"),
+    "SELECT pg_conf_load_time() > placed_at AS a FROM orders": (":1:8", "pg_conf_load_time() can't be used"),
+    "SELECT pg_relation_size(1259) AS a": (":1:8", "pg_relation_size() can't be used"),
+    "SELECT version() AS a": (":1:8", "version() can't be used"),
+    "SELECT has_table_privilege('pg_authid', 'select') AS a": (":1:8", "has_table_privilege() can't be used"),
+    "SELECT pg_advisory_lock(1) IS NULL AS a": (":1:8", "pg_advisory_lock() can't be used"),
+    "SELECT lo_import('/etc/passwd') IS NULL AS a": (":1:8", "lo_import() can't be used"),
+    "SELECT hashtext(status) AS a FROM orders": (":1:8", "hashtext() can't be used"),
+    "SELECT length(repeat('x', total_minor::int)) AS a FROM orders": (":1:15", "repeat() can't be used"),
+    "SELECT length(lpad('x', total_minor::int)) AS a FROM orders": (":1:15", "lpad() can't be used"),
+    "SELECT cardinality(array_fill(1, ARRAY[total_minor::int])) AS a FROM orders": (":1:20", "array_fill() can't be used"),
+    "SELECT length(format('%*s', total_minor::int, 'x')) AS a FROM orders": (":1:15", "format() can't be used"),
+    "SELECT 9::numeric ^ total_minor AS a FROM orders": (":1:19", "hundred thousand digits"),
+    "SELECT power(9::numeric, total_minor) AS a FROM orders": (":1:8", "hundred thousand digits"),
+    "SELECT factorial(total_minor) AS a FROM orders": (":1:8", "factorial() can't be used"),
+    "SELECT 1259::regclass::text AS a": (":1:12", "the catalogue can't be read"),
+    "SELECT max(total_minor::oid::regrole::text) AS a FROM orders": ("", "the catalogue can't be read"),
+    "SELECT 'pg_class'::regclass::oid::bigint AS a": ("", "the catalogue can't be read"),
     "SELECT 1 / 0 AS a": ("", "DivisionByZero"),
     "SELECT 1 AS a FROM generate_series(1, 2)": ("", "more than one row"),
 }  # fmt: skip
@@ -94,6 +122,15 @@ GOOD = {
                rank() OVER (ORDER BY placed_at) AS r, sum(total_minor) OVER (ORDER BY placed_at) AS t
            FROM orders) x""": {"a": "integer", "b": "integer", "c": "number"},
     "SELECT max(n) AS a FROM (SELECT lag(count(*)) OVER (ORDER BY status) AS n FROM orders GROUP BY status) x": {"a": "integer"},
+    """SELECT sum(round(total_minor * 1.1, 2)) AS a, max(left(upper(btrim(status)), 3)) AS b,
+              bool_and(status ~ '^p' OR status LIKE 'x%') AS c,
+              max(placed_at + interval '1 day') AS d, min(date_trunc('month', placed_at) - interval '1 month') AS e,
+              sqrt(count(*))::float8 AS f, max(total_minor)::float8 ^ 0.5 AS g, count(*) FILTER (WHERE status IN ('a', 'b')) AS h,
+              max(extract(isodow FROM placed_at)) AS i, max(replace(split_part(order_id, '-', 1), 'x', '')) AS j,
+              max(to_char(placed_at, 'YYYY')) AS k, percentile_cont(0.5) WITHIN GROUP (ORDER BY total_minor::float8) AS l,
+              max(cardinality(line_brands)) AS m, bool_or('Shoes' = ANY (line_categories)) AS n FROM orders""":
+        {"a": "number", "b": "text", "c": "boolean", "d": "time", "e": "time", "f": "number", "g": "number", "h": "integer", "i": "number",
+         "j": "text", "k": "text", "l": "number", "m": "integer", "n": "boolean"},
     "SELECT count(*) FILTER (WHERE hub.fold(status) LIKE '%pai%') AS a FROM orders": {"a": "integer"},
 }  # fmt: skip
 
@@ -299,3 +336,131 @@ def test_two_workers_take_a_metric_up_and_replay_and_verify_know_it(
     finally:
         for worker in workers:
             worker.close()
+
+
+ENDLESS = "SELECT count(*) AS {0}, max(total_minor) AS {0}_top FROM orders, generate_series(1, total_minor)"
+BREAKS = """SELECT max(1 / (total_minor - 7)) AS inverse FROM orders"""
+FINE = "SELECT count(*) AS orders_seen FROM orders"
+
+
+def order(customer: int, amount: int, at: int = 0) -> OrderStated:
+    return OrderStated(
+        event_id=f"{uuid.UUID(int=customer * 1000 + at)}",
+        customer_id=_generate.customer_id(customer),
+        subject=f"shop:customer:{customer}",
+        source="shop",
+        order_id=f"o-{customer}-{at}",
+        occurred_at=T0 + timedelta(seconds=at),
+        captured_at=T0 + timedelta(seconds=at),
+        placed_at=T0,
+        status="paid",
+        currency="BRL",
+        total_minor=amount,
+    )
+
+
+def links(customers: int) -> list[Event]:
+    return [
+        replace(event, subject=f"shop:customer:{number}", source="shop", customer_id=_generate.customer_id(number))
+        for number, event in enumerate(_generate.links(customers))
+    ]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bound, "STATEMENT_MS", 1_000)
+    monkeypatch.setattr(bound, "CUSTOMER_MS", 300)
+
+
+def test_a_metric_that_data_make_endless_is_given_up_for_a_customer_and_everybody_else_goes_on(
+    settings: Settings,
+    conn: psycopg.Connection[Any],
+    codec: Codec,
+    caudal: Callable[..., Any],
+    *,
+    tmp_path: Path,
+    impatient: None,
+) -> None:
+    live = Runner(settings, codec)
+    live.positions(range(PARTITIONS))
+    people = 8
+    log = fill(settings, codec, [*links(people), *(order(n, n + 1) for n in range(people))])
+    apply(live, log)
+    for name, statement in {"endless": ENDLESS.format("endless"), "breaks": BREAKS, "fine": FINE}.items():
+        (tmp_path / "metrics" / f"{name}.sql").write_text(statement)
+    (tmp_path / "metrics" / "breaks.sql").write_text(BREAKS.replace("- 7", "- 77"))
+    caudal("metrics", "apply", "--json")
+
+    failures = telemetry.METRIC_FAILURES
+    before = {
+        code: failures.labels(name, code)._value.get() for name, code in (("endless", "too_long"), ("breaks", "22012"))
+    }
+    later = [order(n, {0: 10**15, 1: 77, 2: 10**14}.get(n, 5), at=1) for n in range(people)]
+    both = fill(
+        settings,
+        codec,
+        [*links(people), *(order(n, n + 1) for n in range(people)), *later],
+        begin=2 * people,
+    )
+    with structlog.testing.capture_logs() as logged:
+        apply(live, both)
+    values = dict(conn.execute("SELECT customer_id::text, custom FROM live.metrics").fetchall())
+    mine = [values[_generate.customer_id(n)] for n in range(people)]
+    assert [each["orders_seen"] for each in mine] == [2] * people
+    assert [each.get("endless") for each in mine] == [None, 2 + 77, None, *(n + 1 + 5 for n in range(3, people))]
+    assert ["inverse" in each for each in mine] == [n != 1 for n in range(people)]
+    told = {
+        (line["metric"], line["customer"], line["everybody"]) for line in logged if line["event"] == "metric.given_up"
+    }
+    assert told == {("endless", _generate.customer_id(n), False) for n in (0, 2)}
+    assert failures.labels("endless", "too_long")._value.get() - before["too_long"] == 2
+    assert failures.labels("breaks", "22012")._value.get() > before["22012"]
+    [listed] = [each for each in caudal("metrics", "list", "--json") if each["metric"] == "endless"]
+    assert listed["given_up"] == 2
+
+    # the same in every rebuild, and in a proof
+    assert rebuilt(conn) == NOTHING
+    assert caudal("verify", "--sample", "100", "--json")["equal"]
+    caudal("replay", "--json")
+    again = dict(conn.execute("SELECT customer_id::text, custom FROM live.metrics").fetchall())
+    assert again == values
+    # a rebuild has the bound by itself, too
+    conn.execute("TRUNCATE hub.metric_unknown")
+    caudal("replay", "--json")
+    assert dict(conn.execute("SELECT customer_id::text, custom FROM live.metrics").fetchall()) == values
+    # the view alone is another try, and ends as well
+    caudal("replay", "--view", "metrics", "--json")
+    assert dict(conn.execute("SELECT customer_id::text, custom FROM live.metrics").fetchall()) == values
+    live.close()
+
+
+def test_a_metric_that_is_endless_for_many_is_unknown_for_everybody_and_never_taken_up_again(
+    settings: Settings,
+    conn: psycopg.Connection[Any],
+    live: Runner,
+    caudal: Callable[..., Any],
+    *,
+    tmp_path: Path,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bound, "MOST_CUSTOMERS", 3)
+    codec = Codec(LocalRegistry(settings.kafka.topic_prefix))
+    people = 12
+    events = [*links(people), *(order(n, n + 1) for n in range(people))]
+    apply(live, fill(settings, codec, events))
+    (tmp_path / "metrics" / "endless.sql").write_text(ENDLESS.format("endless"))
+    (tmp_path / "metrics" / "fine.sql").write_text(FINE)
+    caudal("metrics", "apply", "--json")
+    more = [*events, *(order(n, 10**15, at=1) for n in range(people))]
+    with structlog.testing.capture_logs() as logged:
+        apply(live, fill(settings, codec, more, begin=len(events)))
+    assert [line["everybody"] for line in logged if line["event"] == "metric.given_up"] == [False, False, True]
+    assert conn.execute(
+        "SELECT count(*) FROM live.metrics WHERE custom ->> 'orders_seen' = '2' AND NOT custom ? 'endless'"
+    ).fetchone() == (people,)
+    assert caudal("metrics", "list", "--json")[0]["given_up"] == "everybody"
+    (tmp_path / "metrics" / "endless.sql").write_text(ENDLESS.format("anew"))
+    refused = caudal("metrics", "apply", refused=True)
+    assert "endless" in refused
+    assert rebuilt(conn) == NOTHING
