@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from operator import itemgetter
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["Column", "Fact", "Record", "avro_fields", "sql_type"]
+__all__ = ["Column", "Fact", "Record", "avro_fields", "personal_fields", "sql_type"]
 
 HEADER = ("subject", "source", "occurred_at", "captured_at", "event_id")
 """Columns of every fact: whom it is about, and its statement version."""
@@ -36,6 +36,24 @@ def avro_fields(event: str) -> dict[str, Any]:
     names = [f["name"] for f in schema["fields"]]
     own = schema["fields"][names.index("identifiers") + 1 :] if "identifiers" in names else schema["fields"]
     return {f["name"]: _unwrapped(f["type"]) for f in own}
+
+
+@cache
+def personal_fields(event: str) -> frozenset[str]:
+    """Names of an event's fields that are tagged as personal data, those of its records within too."""
+    schema = json.loads(resources.files("caudal.schemas").joinpath("avro", f"{event}.avsc").read_text("utf-8"))
+    return frozenset(_tagged(schema))
+
+
+def _tagged(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "pii" in node:
+            yield node["name"]
+        for each in node.values():
+            yield from _tagged(each)
+    elif isinstance(node, list):
+        for each in node:
+            yield from _tagged(each)
 
 
 def _unwrapped(avro: Any) -> Any:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from caudal.errors import BrokerUnavailable, CaudalError, DatabaseUnavailable, Retryable
 from caudal.telemetry import REQUEST_SECONDS, Log, Seldom, logger
 
-__all__ = ["Boundary", "Problem", "install", "response"]
+__all__ = ["Boundary", "Problem", "install", "lacking", "response"]
 
 
 class Problem(Exception):
@@ -47,6 +47,14 @@ def response(problem: Problem) -> Response:
     return Response(
         orjson.dumps(body), problem.status, {"cache-control": "no-store", **problem.headers}, "application/problem+json"
     )
+
+
+def lacking(scope: str, why: str = "") -> Problem:
+    """The token doesn't allow it."""
+    return Problem(
+        403, "insufficient_scope", f"the token lacks the scope {scope}{why}",
+        headers={"www-authenticate": f'Bearer realm="caudal", error="insufficient_scope", scope="{scope}"'},
+    )  # fmt: skip
 
 
 def install(app: FastAPI) -> None:

@@ -13,10 +13,14 @@ from caudal.serving._problems import Problem
 from caudal.serving._report_files import MEDIA_TYPES, encoded
 from caudal.serving._reports import Reports, ReportTooSlow, UnknownReport, found
 from caudal.serving._search_routes import problem_of
+from caudal.serving._segment_routes import permitted
+from caudal.serving._segments import Segments
 from caudal.serving.models import ProblemDocument, ReportAnswer, ReportsAnswer
 from fastapi import FastAPI, Query, Response
 from fastapi import Path as InPath
 from fastapi.concurrency import run_in_threadpool
+
+from caudal.access import Grant
 
 __all__ = ["register"]
 
@@ -24,9 +28,15 @@ Format = Literal["json", "csv", "html", "pdf"]
 
 
 def register(
-    app: FastAPI, reports: Reports, dependencies: list[Any], errors: Mapping[int | str, dict[str, Any]]
+    app: FastAPI,
+    reports: Reports,
+    segments: Segments,
+    *,
+    reads: Any,
+    dependencies: list[Any],
+    errors: Mapping[int | str, dict[str, Any]],
 ) -> None:
-    """Add the routes."""
+    """Add the routes; `reads` gives the grant of who may read reports."""
     listed = orjson.dumps({
         "reports": [
             {
@@ -41,7 +51,7 @@ def register(
         "/reports",
         tags=["reports"],
         summary="What reports there are",
-        dependencies=dependencies,
+        dependencies=[reads, *dependencies],
         response_model=ReportsAnswer,
         responses={**errors, 409: {"model": ProblemDocument, "description": "`min-token` was not reached in time"}},
     )
@@ -63,6 +73,7 @@ def register(
     async def report(
         name: Annotated[str, InPath(description="`GET /reports` lists them.")],
         *,
+        grant: Grant = reads,
         criteria: Annotated[
             str | None, Query(description="Who is meant, in the text form; as they are now.", max_length=65_536)
         ] = None,
@@ -84,7 +95,9 @@ def register(
                 criteria=language.parse(criteria) if criteria is not None else None, first=first, last=last, by=by, currency=currency,
                 segment=segment, limit=limit, zone=time_zone,
             )  # fmt: skip
-            made = await reports.make(found(name), asked)
+            asked_of = found(name)
+            await permitted(segments, grant, asked.criteria)
+            made = await reports.make(asked_of, asked)
         except language.BadCriteria as exc:
             raise problem_of(exc) from exc
         except UnknownReport as exc:

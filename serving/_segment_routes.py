@@ -15,7 +15,7 @@ from caudal.projections.membership import definitions, lists
 from caudal.projections.membership.definitions import BadSegment, Draft, Saved, SegmentConflict, UnknownSegment
 from caudal.projections.membership.lists import Listed
 from caudal.serving import _answers
-from caudal.serving._problems import Problem
+from caudal.serving._problems import Problem, lacking
 from caudal.serving._read import Cursor, Missing
 from caudal.serving._search import DEFAULT_FIELDS
 from caudal.serving._search_routes import problem_of
@@ -32,18 +32,19 @@ from caudal.serving.models import (
     SegmentsAnswer,
     VersionsAnswer,
 )
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
 from caudal import access, postgres
 from caudal.settings import Settings
 
-__all__ = ["Access", "Changes", "add"]
+__all__ = ["Access", "Changes", "add", "permitted"]
 
 LARGEST_LIST = 16 * 1024 * 1024
 """Bytes of a body with ids: more than 400,000 of them."""
 _T = TypeVar("_T")
+_UNTOLD: dict[str, Any] = {"criteria": None, "text": None}
 _Name = Annotated[str, InPath(description="The segment's name.", pattern=f"^{definitions.NAME.pattern}$")]
 _CustomerId = Annotated[uuid.UUID, InPath(description="The customer's id.")]
 
@@ -54,6 +55,20 @@ class Access(NamedTuple):
     reads: Any
     writes: Any
     customers: Any
+
+
+async def permitted(segments: Segments, grant: access.Grant, condition: criteria.Condition | None) -> None:
+    """Pass when the grant allows to ask by these criteria: by personal data only who may read it.
+
+    Raises:
+        Problem: it doesn't.
+    """
+    if not grant.allows(access.Scope.CUSTOMERS_READ) and await segments.personal(condition):
+        raise _lacking()
+
+
+def _lacking() -> Problem:
+    return lacking(access.Scope.CUSTOMERS_READ.value, ": the criteria ask by personal data")
 
 
 class Definition(BaseModel):
@@ -114,27 +129,50 @@ def add(
     reads: dict[str, Any] = {"tags": ["segments"], "dependencies": [needs.reads], "responses": dict(errors)}
     writes: dict[str, Any] = {"tags": ["segments"], "responses": {**errors, **more}}
     _reading(app, segments, reads, needs)
-    _changing(app, changes, writes, needs)
+    _changing(app, segments, changes, writes, needs)
 
 
 def _reading(app: FastAPI, segments: Segments, route: dict[str, Any], needs: Access) -> None:
+    route = {name: value for name, value in route.items() if name != "dependencies"}
+
+    async def told_of(name: _Name, grant: access.Grant = needs.reads) -> None:
+        """Who is in a segment of personal data is told to those who may read it."""
+        if not grant.allows(access.Scope.CUSTOMERS_READ) and name in await segments.personal_names():
+            raise _lacking()
+
+    who = {**route, "dependencies": [Depends(told_of)]}
+
+    async def withheld(grant: access.Grant) -> set[str]:
+        """The segments whose criteria this caller isn't told."""
+        return set() if grant.allows(access.Scope.CUSTOMERS_READ) else await segments.personal_names()
+
     @app.get("/segments", summary="All segments with their sizes", response_model=SegmentsAnswer, **route)
     async def listed(
-        *, archived: Annotated[bool, Query(description="Also those that were archived.")] = False
+        *,
+        grant: access.Grant = needs.reads,
+        archived: Annotated[bool, Query(description="Also those that were archived.")] = False,
     ) -> Response:
-        return _answers.json({"segments": await segments.listed(archived=archived)})
+        kept = await withheld(grant)
+        found = await segments.listed(archived=archived)
+        return _answers.json({"segments": [each | _UNTOLD if each["name"] in kept else each for each in found]})
 
     @app.get("/segments/{name}", summary="One segment", response_model=SegmentAnswer, **route)
-    async def one(name: _Name) -> Response:
+    async def one(name: _Name, grant: access.Grant = needs.reads) -> Response:
         with _told():
-            return _answers.json(await segments.one(name))
+            found = await segments.one(name)
+        return _answers.json(found | _UNTOLD if name in await withheld(grant) else found)
 
     @app.get("/segments/{name}/versions", summary="What it was", response_model=VersionsAnswer, **route)
-    async def versions(name: _Name) -> Response:
+    async def versions(name: _Name, grant: access.Grant = needs.reads) -> Response:
         with _told():
-            return _answers.json(await segments.versions(name))
+            found = await segments.versions(name)
+        if not grant.allows(access.Scope.CUSTOMERS_READ):
+            for each in found["versions"]:
+                if each["criteria"] is not None and await segments.personal(criteria.load(each["criteria"])):
+                    each["criteria"] = None
+        return _answers.json(found)
 
-    @app.get("/segments/{name}/members", summary="Who is in it", response_model=MembersAnswer, **route)
+    @app.get("/segments/{name}/members", summary="Who is in it", response_model=MembersAnswer, **who)
     async def members(
         name: _Name,
         after: Annotated[uuid.UUID | None, Query(description="`next` of the page before.")] = None,
@@ -143,16 +181,21 @@ def _reading(app: FastAPI, segments: Segments, route: dict[str, Any], needs: Acc
         with _told():
             return _answers.json(await segments.members(name, after=after, limit=limit))
 
-    @app.get("/segments/{name}/overlap", summary="Who is in others too", response_model=OverlapAnswer, **route)
-    async def overlap(name: _Name) -> Response:
+    @app.get("/segments/{name}/overlap", summary="Who is in others too", response_model=OverlapAnswer, **who)
+    async def overlap(name: _Name, grant: access.Grant = needs.reads) -> Response:
         with _told():
-            return _answers.json(await segments.overlap(name))
+            found = await segments.overlap(name)
+        kept = await withheld(grant)
+        found["segments"] = [each for each in found["segments"] if each["segment"] not in kept]
+        return _answers.json(found)
+
+    person = {**route, "dependencies": [needs.reads, needs.customers]}
 
     @app.get(
         "/segments/{name}/explain/{customer_id}",
         summary="Why a customer is in it or not",
         response_model=ExplainAnswer,
-        **route,
+        **person,
     )
     async def explain(name: _Name, customer_id: _CustomerId) -> Response:
         with _told():
@@ -165,7 +208,7 @@ def _reading(app: FastAPI, segments: Segments, route: dict[str, Any], needs: Acc
         "/customers/{customer_id}/segments/history",
         summary="Which segments a customer entered and left",
         response_model=HistoryAnswer,
-        **route,
+        **person,
     )
     async def history(
         customer_id: _CustomerId,
@@ -185,7 +228,7 @@ def _reading(app: FastAPI, segments: Segments, route: dict[str, Any], needs: Acc
         "/segments/preview",
         summary="How many criteria hold of, and some of them",
         response_model=PreviewAnswer,
-        **{**route, "dependencies": [needs.reads, needs.customers]},
+        **person,
     )
     async def preview(asked: Preview) -> Response:
         with _told():
@@ -195,20 +238,24 @@ def _reading(app: FastAPI, segments: Segments, route: dict[str, Any], needs: Acc
         return _answers.answer(found, {**found.data, **overlap})
 
 
-def _changing(app: FastAPI, changes: Changes, route: dict[str, Any], needs: Access) -> None:
+def _changing(app: FastAPI, segments: Segments, changes: Changes, route: dict[str, Any], needs: Access) -> None:
     @app.post("/segments", summary="Make a segment", status_code=201, response_model=SegmentAnswer, **route)
     async def create(asked: NewSegment, grant: access.Grant = needs.writes) -> Response:
         draft = _drafted(asked, asked.name)
+        await permitted(segments, grant, draft.condition)
         return _saved(await changes.make(lambda conn: definitions.create(conn, draft, grant.name)))
 
     @app.put("/segments/{name}", summary="Make or edit a segment", response_model=SegmentAnswer, **route)
     async def put(name: _Name, asked: Definition, grant: access.Grant = needs.writes) -> Response:
         draft = _drafted(asked, name)
+        await permitted(segments, grant, draft.condition)
         return _saved((await changes.make(lambda conn: definitions.save(conn, [draft], grant.name)))[0])
 
     @app.delete("/segments/{name}", summary="Archive a segment", response_model=SegmentAnswer, **route)
     async def archive(name: _Name, grant: access.Grant = needs.writes) -> Response:
-        return _saved(await changes.make(lambda conn: definitions.archive(conn, name, grant.name)))
+        saved = await changes.make(lambda conn: definitions.archive(conn, name, grant.name))
+        told = grant.allows(access.Scope.CUSTOMERS_READ) or not await segments.personal(saved.segment.condition)
+        return _saved(saved, told=told)
 
     ids: dict[str, Any] = {
         "openapi_extra": {
@@ -260,9 +307,9 @@ def _drafted(asked: Definition, name: str) -> Draft:
         return asked.draft(name)
 
 
-def _saved(saved: Saved) -> Response:
+def _saved(saved: Saved, *, told: bool = True) -> Response:
     status = 201 if saved.change in {"created", "restored"} else 200
-    return _answers.json({**plain(saved.segment), "change": saved.change}, status)
+    return _answers.json({**plain(saved.segment), **({} if told else _UNTOLD), "change": saved.change}, status)
 
 
 def _counts(found: Listed) -> Response:

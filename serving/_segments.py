@@ -129,6 +129,18 @@ class Segments:
         self._pool = pool
         self._search = Search(pool)
 
+    async def personal(self, condition: Condition | None) -> bool:
+        """Whether criteria speak of personal data, also by segments that they name."""
+        if condition is None:
+            return False
+        return bool(criteria.personal(condition) or criteria.segments_named(condition) & await self.personal_names())
+
+    async def personal_names(self) -> set[str]:
+        """The names of the defined segments whose criteria speak of personal data, also by segments that they name."""
+        rows = await self._rows(f"SELECT {definitions.COLUMNS} FROM hub.segments")
+        defined = [definitions.of_row(row) for row in rows]
+        return criteria.personal_segments({s.name: s.condition for s in defined if s.condition is not None})
+
     async def listed(self, *, archived: bool = False) -> list[dict[str, Any]]:
         """Every segment by name, with its size; `exact` is False where that is an estimate."""
         only = "" if archived else "WHERE state <> 'archived'"

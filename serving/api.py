@@ -13,7 +13,7 @@ from caudal.schemas.codec import Codec, Registry
 from caudal.serving import _answers, _decision_routes, _docs, _replays, _report_routes, _search_routes, _segment_routes
 from caudal.serving._indexing import Indexing
 from caudal.serving._positions import Positions, decode
-from caudal.serving._problems import Boundary, Problem, install
+from caudal.serving._problems import Boundary, Problem, install, lacking
 from caudal.serving._read import KINDS, Cursor, Customers, Missing, Timeline
 from caudal.serving._ready import Readiness
 from caudal.serving._reports import Reports
@@ -178,10 +178,7 @@ async def _grant(api: _Api, token: str | None, scope: access.Scope | None) -> ac
             headers={"www-authenticate": 'Bearer realm="caudal", error="invalid_token"'},
         )  # fmt: skip
     if scope is not None and not grant.allows(scope):
-        raise Problem(
-            403, "insufficient_scope", f"the token lacks the scope {scope.value}",
-            headers={"www-authenticate": f'Bearer realm="caudal", error="insufficient_scope", scope="{scope.value}"'},
-        )  # fmt: skip
+        raise lacking(scope.value)
     return grant
 
 
@@ -247,7 +244,8 @@ def _customers(app: FastAPI, api: _Api) -> None:
 
     waits = Depends(reached)
     _search_routes.register(app, api.search, [reads, waits], _ERRORS)
-    _report_routes.register(app, api.reports, [_needs(api, access.Scope.REPORTS_READ), waits], _ERRORS)
+    reports = _needs(api, access.Scope.REPORTS_READ)
+    _report_routes.register(app, api.reports, api.segments, reads=reports, dependencies=[waits], errors=_ERRORS)
 
     @app.get(
         "/customers/{customer_id}",

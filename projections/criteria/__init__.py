@@ -5,6 +5,7 @@
 - fields.py: what a condition can speak of.
 - compile.py: the tree as one SQL predicate; whom it holds of, what it reads.
 - _due.py: when the answer could change with no new event.
+- personal.py: whether it speaks of personal data.
 - _because.py: since which event it holds.
 
 The language is described in docs/segments.md.
@@ -22,6 +23,7 @@ from caudal.projections.criteria.compile import (
     predicate,
     reads,
 )
+from caudal.projections.criteria.personal import personal, personal_segments
 from caudal.projections.criteria.text import parse, print_text, read
 from caudal.projections.criteria.tree import (
     BadCriteria,
@@ -53,6 +55,8 @@ __all__ = [
     "metrics_named",
     "order",
     "parse",
+    "personal",
+    "personal_segments",
     "predicate",
     "print_text",
     "read",

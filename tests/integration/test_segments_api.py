@@ -365,3 +365,80 @@ def test_the_commands_show_who_is_in_a_segment_and_why(caudal, conn):
     assert "leaving" in caudal("list", "--archived")
     assert "no segment has this name (did you mean vips?)" in caudal("show", "vipss", status=1)
     assert "no customer has the id" in caudal("explain", "loyal", str(uuid.UUID(int=9)), status=1)
+
+
+def test_criteria_by_personal_data_need_the_scope_of_personal_data(settings, http, conn):
+    secret = 'email = "ana@example.com"'
+    for name, text in {
+        "mail": secret,
+        "plain": "orders_count > 1",
+        "nested": 'segment("mail") or orders_count > 1',
+    }.items():
+        _told(http.post("/segments", json={"name": name, "criteria": text}), models.SegmentAnswer, 201)
+    _told(http.put("/segments/vips", json={"list": True}), models.SegmentAnswer, 201)
+    for name in ("mail", "plain", "nested", "vips"):
+        _enter(conn, name, ANA)
+    token = token_of(
+        settings,
+        "segments:read",
+        "segments:write",
+        "reports:read",
+        "changes:read",
+        "metrics:read",
+        "operate",
+        name="eva",
+    )
+    with httpx.Client(base_url=http.base_url, headers={"authorization": f"Bearer {token}"}, timeout=60) as eva:
+        for asked in (
+            secret,
+            'phone starts with "+55"',
+            "age > 3",
+            'segment("mail")',
+            'not segment("nested")',
+            'attributes.x = "y"',
+        ):
+            body = {"criteria": asked}
+            for refused in (
+                eva.post("/segments", json={"name": "mine", **body}),
+                eva.put("/segments/mine", json=body),
+                eva.put("/segments/plain", json=body),
+                eva.post("/segments/preview", json=body),
+                eva.get("/reports/sales", params=body),
+                eva.post("/customers/search", json=body),
+                eva.get("/customers/search", params=body),
+            ):
+                assert "customers:read" in _refused(refused, 403, "insufficient_scope")["detail"]
+                assert "ana@example.com" not in refused.text
+        for path in ("mail/members", "nested/members", "mail/overlap", f"mail/explain/{ANA}", f"plain/explain/{ANA}"):
+            _refused(eva.get(f"/segments/{path}"), 403, "insufficient_scope")
+        _refused(eva.get(f"/customers/{ANA}/segments/history"), 403, "insufficient_scope")
+        _refused(eva.get(f"/customers/{ANA}"), 403, "insufficient_scope")
+
+        found = {each["name"]: each for each in _told(eva.get("/segments"), models.SegmentsAnswer)["segments"]}
+        assert {name for name, each in found.items() if each["kind"] == "criteria" and each["text"] is None} == {
+            "mail",
+            "nested",
+        }
+        assert found["mail"]["criteria"] is None
+        for answer in (
+            eva.get("/segments/mail"),
+            eva.get("/segments/mail/versions"),
+            eva.get("/segments"),
+            eva.delete("/segments/mail"),
+        ):
+            assert answer.status_code == 200
+            assert "ana@example.com" not in answer.text
+        shared = _told(eva.get("/segments/vips/overlap"), models.OverlapAnswer)["segments"]
+        assert {each["segment"] for each in shared} == {"buyers", "plain"}
+
+        assert _told(eva.get("/segments/plain/members"), models.MembersAnswer)["members"]
+        assert eva.get("/segments/buyers/members").status_code == 200
+        assert eva.get("/segments/lloyal/members").json()["code"] == "unknown_segment"
+        _told(
+            eva.put("/segments/mine", json={"criteria": 'segment("plain") and orders_count > 2'}),
+            models.SegmentAnswer,
+            201,
+        )
+        assert eva.get("/reports/sales", params={"criteria": "orders_count > 2"}).status_code == 200
+    assert _told(http.get("/segments/mail/versions"), models.VersionsAnswer)["versions"][0]["criteria"]
+    assert _told(http.get("/segments/nested/members"), models.MembersAnswer)["members"]
