@@ -74,13 +74,14 @@ class Nightly(Periodic):
         return result if result is not None and result["day"] == day else None
 
     def _verify(self, conn: psycopg.Connection[Any]) -> dict[str, Any]:
-        from caudal.projections import Prover, sample, verify_customers, verify_rollups
+        from caudal.projections import Prover, known, sample, verify_customers, verify_rollups
 
         priorities = {name: source.priority for name, source in sources.load(self._settings).items()}
         prover = Prover(self._settings, self._codec, priorities=priorities)
         began = time.monotonic()
         try:
             customers = sample(conn, self._settings.worker.verify_sample)
+            of = known(conn)
             findings = verify_customers(prover, customers, each=lambda _: self.rest(REST_S))
             of_customers = findings.rows
             verify_rollups(conn, findings)
@@ -90,6 +91,7 @@ class Nightly(Periodic):
         told(
             Log.VIEWS_VERIFIED,
             customers=findings.customers,
+            of=of,
             differing=findings.differing,
             rows=findings.rows,
             tables=dict(findings.tables),
@@ -98,6 +100,7 @@ class Nightly(Periodic):
         )
         return {
             "customers": findings.customers,
+            "of_customers": of,
             "differing_customers": findings.differing,
             "differing_rollup_rows": findings.rows - of_customers,
         }

@@ -12,6 +12,8 @@ from typing import Any
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
+from caudal.printable import printable
+
 __all__ = ["Log", "Seldom", "configure_logging", "logger"]
 
 
@@ -156,7 +158,7 @@ def configure_logging(level: str = "info", *, json: bool | None = None, **labels
     `labels` stand in every line of structlog, whichever thread writes it (a context variable wouldn't reach all of them).
     """
     as_json = not sys.stderr.isatty() if json is None else json
-    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else _for_people(structlog.dev.ConsoleRenderer())
     structlog.configure(
         processors=[
             lambda _logger, _method, event: {**event, **labels},
@@ -201,6 +203,16 @@ class Seldom:
         logger().warning(event, **fields, **({"more_since_last": unsaid} if unsaid else {}))
 
     MOST = 1000
+
+
+def _for_people(render: Any) -> Any:
+    """A renderer of lines in which what a terminal would obey stands as an escape; JSON escapes it by itself."""
+
+    def rendered(log: Any, method: str, event: Any) -> Any:
+        shown = {name: printable(value, keep="\n") if isinstance(value, str) else value for name, value in event.items()}
+        return render(log, method, shown)
+
+    return rendered
 
 
 def logger() -> structlog.typing.FilteringBoundLogger:

@@ -3,7 +3,7 @@
 Rollups are sums of facts by time: see rollups.py.
 """
 
-from caudal.projections._prove import Difference, Prover, Rebuilt, sample
+from caudal.projections._prove import Difference, Prover, Rebuilt, known, sample
 from caudal.projections._rollup import computed as rollup_of_facts
 from caudal.projections._rollup import stored as rollup_rows
 from caudal.projections._runner import Runner
@@ -24,6 +24,7 @@ __all__ = [
     "Rebuilt",
     "Runner",
     "ensure_live",
+    "known",
     "plain",
     "priority_sql",
     "rollup_of_facts",

@@ -26,7 +26,7 @@ from caudal import generations, offsets, postgres
 from caudal.errors import Fatal
 from caudal.settings import Settings
 
-__all__ = ["Difference", "Prover", "Rebuilt", "compared", "difference", "sample"]
+__all__ = ["Difference", "Prover", "Rebuilt", "compared", "difference", "known", "sample"]
 
 _MOVABLE = tuple(fact for fact in FACTS if "subject" not in fact.key)
 _CLEAN_EVERY = 200
@@ -73,20 +73,22 @@ def compared() -> dict[str, tuple[str, ...]]:
     return tables | {view.name: view.key for view in VIEWS}
 
 
+_KNOWN = " UNION ".join(
+    f"SELECT customer_id FROM {table}"
+    for table in ("hub.subjects", f"{LIVE}.links", *(f"{LIVE}.{view.name}" for view in VIEWS))
+)
+
+
+def known(conn: psycopg.Connection[Any]) -> int:
+    """How many customers the identity state, the links or a view know."""
+    row = conn.execute(f"SELECT count(*) FROM ({_KNOWN}) k").fetchone()
+    return row[0] if row else 0
+
+
 def sample(conn: psycopg.Connection[Any], number: int) -> list[str]:
-    """Random customers, some by the identity state, some by the profiles that there are; fewer when there are not so many."""
-    picked: set[str] = set()
-    for table, share in (("hub.subjects", number - number // 2), ("live.profiles", number // 2)):
-        rows = conn.execute(
-            f"""SELECT customer_id::text FROM (SELECT gen_random_uuid() AS at FROM generate_series(1, %s)) r
-                CROSS JOIN LATERAL (
-                    (SELECT customer_id FROM {table} x WHERE x.customer_id >= r.at ORDER BY x.customer_id LIMIT 1)
-                    UNION ALL (SELECT customer_id FROM {table} x ORDER BY x.customer_id LIMIT 1)
-                    LIMIT 1) c""",
-            (share,),
-        )
-        picked |= {customer for (customer,) in rows.fetchall()}
-    return sorted(picked)
+    """Customers drawn at random of all that are `known`, each as likely as another; all of them when there are no more than `number`."""
+    rows = conn.execute(f"SELECT customer_id::text FROM ({_KNOWN}) k ORDER BY random() LIMIT %s", (number,))
+    return sorted(customer for (customer,) in rows.fetchall())
 
 
 class Prover(Runner):

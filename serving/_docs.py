@@ -10,10 +10,9 @@ __all__ = ["HEADERS", "page"]
 
 HEADERS = {
     "content-security-policy": (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "referrer-policy": "no-referrer",  # the address may hold a token
-    "cache-control": "no-store",
 }
 
 _PAGE = """<!doctype html>

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -11,13 +12,19 @@ import orjson
 import psycopg
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from caudal.connections import SAFE_HEADERS
 from caudal.errors import BrokerUnavailable, CaudalError, DatabaseUnavailable, Retryable
 from caudal.telemetry import REQUEST_SECONDS, Log, Seldom, logger
 
-__all__ = ["Boundary", "Problem", "install", "lacking", "response"]
+__all__ = ["Boundary", "Problem", "Route", "install", "lacking", "response"]
+
+LARGEST_BODY = 1024 * 1024
+"""Bytes of a JSON body."""
 
 
 class Problem(Exception):
@@ -44,8 +51,12 @@ def response(problem: Problem) -> Response:
         "detail": problem.detail,
         **problem.extra,
     }
+    try:
+        document = orjson.dumps(body)
+    except TypeError:  # a text of the request with half a surrogate pair, which is no text that could be sent
+        document = json.dumps(body, default=str).encode()
     return Response(
-        orjson.dumps(body), problem.status, {"cache-control": "no-store", **problem.headers}, "application/problem+json"
+        document, problem.status, {"cache-control": "no-store", **problem.headers}, "application/problem+json"
     )
 
 
@@ -63,6 +74,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(CaudalError, _ours)
+    app.add_exception_handler(psycopg.DataError, _unstorable)
+    app.add_exception_handler(UnicodeEncodeError, _unstorable)
     app.add_exception_handler(psycopg.errors.UndefinedTable, _no_views)
     app.add_exception_handler(psycopg.errors.InvalidSchemaName, _no_views)
 
@@ -109,10 +122,50 @@ def _ours(_request: Request, exc: Exception) -> Response:
     raise exc  # Boundary logs it
 
 
+def _unstorable(_request: Request, exc: Exception) -> Response:
+    """A value that no column and no text can hold: a zero byte, half a surrogate pair, a number or a time out of range."""
+    logger().info(Log.REQUEST_FAILED, error=type(exc).__name__)
+    return response(
+        Problem(
+            422, "invalid_parameters", "a value can't be read: it isn't a text, number or time that could be stored"
+        )
+    )
+
+
 def _no_views(_request: Request, _exc: Exception) -> Response:
     return response(
         Problem(503, "views_missing", "the views don't exist yet; a worker makes them", headers={"retry-after": "2"})
     )
+
+
+class Route(APIRoute):
+    """A route whose JSON body is bounded and is text throughout: Python's own reader takes halves of surrogate pairs."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See FastAPI's."""
+        handle = super().get_route_handler()
+
+        async def read(request: Request) -> Response:
+            return await handle(_Strict(request.scope, request.receive))
+
+        return read
+
+
+class _Strict(Request):
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            body = bytearray()
+            async for part in self.stream():
+                body += part
+                if len(body) > LARGEST_BODY:
+                    raise Problem(413, "body_too_large", f"a body has at most {LARGEST_BODY} bytes")
+            self._body = bytes(body)
+        return self._body
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = orjson.loads(await self.body())
+        return self._json
 
 
 class Boundary:
@@ -129,7 +182,11 @@ class Boundary:
 
         async def observed(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                for name, value in SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
@@ -143,7 +200,7 @@ class Boundary:
             logger().error(Log.REQUEST_FAILED, error=type(exc).__name__, where=where)
             if not started:
                 problem = Problem(500, "internal_error", "the request failed; the log says where")
-                await response(problem)(scope, receive, send)
+                await response(problem)(scope, receive, observed)
         route = getattr(scope.get("route"), "path", None)
         if route and route != "/changes":
             REQUEST_SECONDS.labels(route).observe(time.perf_counter() - began)

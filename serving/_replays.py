@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 import psycopg
-from caudal.projections import replay
+from caudal.projections import VIEWS, replay
 from caudal.projections.replay import Record
 from caudal.serving._problems import Problem
 from fastapi import FastAPI, Request, Response
@@ -26,11 +26,12 @@ from caudal.settings import Settings
 
 __all__ = ["Replays", "Start", "add"]
 
+_VIEWS = tuple(view.name for view in VIEWS)
 STARTED_S = 30.0
 """Longest wait for a started process to say what it does."""
 TELL_EVERY_S = 0.5
 _T = TypeVar("_T")
-_Id = Annotated[int, InPath(alias="id", description="The replay's number.", ge=1)]
+_Id = Annotated[int, InPath(alias="id", description="The replay's number.", ge=1, le=2**31 - 1)]
 
 
 class Start(BaseModel):
@@ -197,6 +198,8 @@ def add(app: FastAPI, replays: Replays, operates: Any, errors: dict[int | str, d
     async def start(asked: Start) -> Response:
         if (asked.kind == "view") != (asked.view is not None):
             raise Problem(422, "invalid_parameters", "name the view with kind `view`, and only then")
+        if asked.view is not None and asked.view not in _VIEWS:
+            raise Problem(422, "unknown_view", f"there is no such view; there are {', '.join(_VIEWS)}")
         return _json((await replays.start(asked)).plain(), 202)
 
     @app.get("/replays", summary="Replays, the newest first", responses=errors, **options)

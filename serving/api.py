@@ -13,7 +13,7 @@ from caudal.schemas.codec import Codec, Registry
 from caudal.serving import _answers, _decision_routes, _docs, _replays, _report_routes, _search_routes, _segment_routes
 from caudal.serving._indexing import Indexing
 from caudal.serving._positions import Positions, decode
-from caudal.serving._problems import Boundary, Problem, install, lacking
+from caudal.serving._problems import Boundary, Problem, Route, install, lacking
 from caudal.serving._read import KINDS, Cursor, Customers, Missing, Timeline
 from caudal.serving._ready import Readiness
 from caudal.serving._reports import Reports
@@ -123,6 +123,7 @@ def build(settings: Settings) -> FastAPI:
         default_response_class=Response,
         separate_input_output_schemas=False,
     )
+    app.router.route_class = Route
     app.state.streams = api.streams
     install(app)
     app.add_middleware(Boundary)

@@ -23,6 +23,7 @@ from caudal.errors import (
     UnknownConnector,
     UnknownSource,
 )
+from caudal.printable import json_escaped, printable, width
 
 if TYPE_CHECKING:
     from caudal.settings import Settings
@@ -39,6 +40,7 @@ __all__ = [
     "exit_status",
     "note",
     "resolved",
+    "say",
     "settings",
     "table",
 ]
@@ -56,6 +58,9 @@ STATUSES = {
     INTERRUPTED: "interrupted",
 }
 """What the exit statuses mean; above 2 they are those of sysexits.h."""
+
+CELL, MESSAGE = 300, 4_000
+"""Most characters of one value in a table, and of an error."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -88,7 +93,7 @@ def resolved(**overrides: Any) -> Settings:
 
 def emit(data: Any) -> None:
     """Print one JSON value, indented for people, on one line for programs."""
-    print(json.dumps(data, ensure_ascii=False, default=_plain, indent=2 if sys.stdout.isatty() else None))
+    print(json_escaped(json.dumps(data, ensure_ascii=False, default=_plain, indent=2 if sys.stdout.isatty() else None)))
 
 
 def emit_line(data: Any) -> None:
@@ -97,27 +102,32 @@ def emit_line(data: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows: a drawn table on a terminal, aligned columns elsewhere."""
-    cells = [["" if value is None else _cell(value) for value in row] for row in rows]
+    """Print rows: a drawn table on a terminal, aligned columns elsewhere. Long values are cut; JSON has all of them."""
+    cells = [["" if value is None else printable(_cell(value), most=CELL) for value in row] for row in rows]
     if sys.stdout.isatty():
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         drawn = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
         for row in cells:
-            drawn.add_row(*(escape(cell) for cell in row))
+            drawn.add_row(*map(Text, row))  # a text is no markup
         Console().print(drawn)
         return
-    widths = [max(len(column), *(len(row[i]) for row in cells), 0) for i, column in enumerate(columns)]
+    widths = [max(width(column), *(width(row[i]) for row in cells), 0) for i, column in enumerate(columns)]
     for row in [list(columns), *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(cell + " " * (most - width(cell)) for cell, most in zip(row, widths, strict=True)).rstrip())
+
+
+def say(text: str = "") -> None:
+    """Print lines of text, whoever wrote what stands in them."""
+    print(printable(text, keep="\n\t"), flush=True)
 
 
 def compact(value: Any) -> str:
     """A value on one line, as short as JSON can be."""
-    return json.dumps(value, ensure_ascii=False, default=_plain, separators=(",", ":"))
+    return json_escaped(json.dumps(value, ensure_ascii=False, default=_plain, separators=(",", ":")))
 
 
 def counted(number: int, thing: str) -> str:
@@ -127,12 +137,12 @@ def counted(number: int, thing: str) -> str:
 
 def note(text: str) -> None:
     """Tell the person something that is no data: on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, keep="\n\t"), file=sys.stderr, flush=True)
 
 
 def complain(error: CaudalError) -> None:
     """Say what went wrong, in one line."""
-    text = f"{error.code}: {error}".replace("\n", " ")
+    text = printable(f"{error.code}: {error}".replace("\n", " "), most=MESSAGE)
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}caudal: {text}{plain}", file=sys.stderr, flush=True)
     if error.excerpt:

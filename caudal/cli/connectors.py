@@ -10,7 +10,7 @@ from typing import Annotated, BinaryIO, TypeVar
 
 import typer
 
-from caudal.cli._output import NEGATIVE, Json, emit, emit_line, examples, note, table
+from caudal.cli._output import NEGATIVE, Json, emit, emit_line, examples, note, say, table
 
 __all__ = ["app", "register"]
 
@@ -69,17 +69,18 @@ def show(name: Name, as_json: Json = False) -> None:
             }
         )
         return
-    print(f"{connector.title} ({connector.name})")
-    print(f"signed: {signed}")
+    say(f"{connector.title} ({connector.name})")
+    say(f"signed: {signed}")
     if setup:
-        print(f"address and topics: {setup.webhooks}")
-        print(f"secret: {setup.key_at or 'make one up (--generate)'}")
-        print(*([setup.note] if setup.note else []), sep="\n")
-    print("kinds that give events, to subscribe to:", *(f"  {kind}" for kind in connector.topics), sep="\n")
+        say(f"address and topics: {setup.webhooks}")
+        say(f"secret: {setup.key_at or 'make one up (--generate)'}")
+        if setup.note:
+            say(setup.note)
+    say("\n".join(["kinds that give events, to subscribe to:", *(f"  {kind}" for kind in connector.topics)]))
     if others := sorted(set(connector.kinds) - set(connector.topics)):
-        print("kinds that give events and that no webhook brings:", *(f"  {kind}" for kind in others), sep="\n")
+        say("\n".join(["kinds that give events and that no webhook brings:", *(f"  {kind}" for kind in others)]))
     if ignored:
-        print("kinds that say nothing about a customer:", *(f"  {kind}" for kind in ignored), sep="\n")
+        say("\n".join(["kinds that say nothing about a customer:", *(f"  {kind}" for kind in ignored)]))
 
 
 @app.command(
@@ -122,7 +123,7 @@ def verify(
     if as_json:
         emit({"ok": verdict.ok, "reason": verdict.reason or None})
     else:
-        print("the signature holds" if verdict.ok else f"the signature does not hold: {verdict.reason}")
+        say("the signature holds" if verdict.ok else f"the signature does not hold: {verdict.reason}")
     if not verdict.ok:
         raise typer.Exit(NEGATIVE)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caudal.cli._output import Json, emit, examples
+from caudal.cli._output import Json, emit, examples, say
 
 if TYPE_CHECKING:
     from caudal.projections.criteria import Condition
@@ -39,7 +39,7 @@ def check(
     if as_json:
         emit(dump(condition))
     else:
-        print(print_text(condition))
+        say(print_text(condition))
 
 
 @app.command(epilog=examples("caudal criteria schema | jq .title"))

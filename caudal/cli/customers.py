@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from caudal.cli import decisions
-from caudal.cli._output import NEGATIVE, Json, compact, counted, emit, examples, note, resolved, table
+from caudal.cli._output import NEGATIVE, Json, compact, counted, emit, examples, note, resolved, say, table
 
 if TYPE_CHECKING:
     from caudal.serving._read import Answer, Customers, Missing, Timeline
@@ -172,7 +172,7 @@ def search(
         table(("customer", *asked.fields), rows)
         if count:
             told = found.data["count"]
-            print(f"\n{'' if told['exact'] else 'about '}{counted(told['value'], 'customer')}")
+            say(f"\n{'' if told['exact'] else 'about '}{counted(told['value'], 'customer')}")
         for name, values in found.data.get("facets", {}).items():
             _section((name, "customers"), [(each["value"], each["count"]) for each in values])
         if found.data["next"]:
@@ -228,7 +228,7 @@ def show(customer: dict[str, Any]) -> None:
     fields = customer["profile"] or {}
     stated = [(name, field) for name, field in fields.items() if name not in {"attributes", "version", "changed_at"}]
     stated += [(f"attributes.{name}", field) for name, field in fields.get("attributes", {}).items()]
-    print(f"customer {customer['customer_id']}, known to {', '.join(customer['sources'])}\n")
+    say(f"customer {customer['customer_id']}, known to {', '.join(customer['sources'])}\n")
     table(
         ("field", "value", "source", "since"),
         [(name, field["value"], field["source"], (field["since"] or "")[:19]) for name, field in stated],
@@ -254,7 +254,7 @@ def show(customer: dict[str, Any]) -> None:
 
 def _section(columns: tuple[str, ...], rows: Any) -> None:
     if rows:
-        print()
+        say()
         table(columns, rows)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caudal.cli._output import NEGATIVE, Json, emit, examples, note, resolved, table
+from caudal.cli._output import NEGATIVE, Json, emit, examples, note, resolved, say, table
 
 if TYPE_CHECKING:
     from caudal.dead_letters import DeadLetter, DeadLetters
@@ -67,9 +67,9 @@ def show(
         emit({**_plain(letter), "record": _readable(record), "payload": _readable(letter.payload)})
         return
     table(("field", "value"), [(name, value) for name, value in _plain(letter).items() if value is not None])
-    print()
+    say()
     if record is None:
-        print(letter.text if letter.text is not None else f"{len(letter.payload)} bytes that are no text")
+        say(letter.text if letter.text is not None else f"{len(letter.payload)} bytes that are no text")
     else:
         table(("what was sent", ""), [(name, _readable(value)) for name, value in record.items() if value is not None])
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caudal.cli._output import INTERRUPTED, emit, note, settings, table
+from caudal.cli._output import INTERRUPTED, emit, note, say, settings, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -149,14 +149,14 @@ def _report(summary: Summary) -> None:
         ],
     )
     rate = summary.deliveries_per_s
-    print(f"\nin a rush: {rate['accepted']:,} deliveries a second accepted, {rate['readable']:,} a second readable")
-    print(f"one by one, from accepted to readable: median {latency['p50']} ms, 99 % within {latency['p99']} ms")
-    print(", ".join(f"{name} {version}" for name, version in summary.versions.items()))
+    say(f"\nin a rush: {rate['accepted']:,} deliveries a second accepted, {rate['readable']:,} a second readable")
+    say(f"one by one, from accepted to readable: median {latency['p50']} ms, 99 % within {latency['p99']} ms")
+    say(", ".join(f"{name} {version}" for name, version in summary.versions.items()))
     if summary.person:
         from caudal.cli.customers import show
 
         orders, tickets = (", ".join(summary.metrics_from[kind]) for kind in ("order", "ticket"))
-        print(f"\nOne person of three systems, one customer; orders counted from {orders}, tickets from {tickets}:\n")
+        say(f"\nOne person of three systems, one customer; orders counted from {orders}, tickets from {tickets}:\n")
         show(summary.person)
 
 
@@ -164,7 +164,7 @@ def _invite(demo: Demo, summary: Summary) -> None:
     home = _relative(demo.settings.home)
     caudal = "caudal" if shutil.which("caudal") else _relative(Path(sys.executable).with_name("caudal"))
     command = f"CAUDAL_HOME={home} CAUDAL_CONFIG_FILE={home}/caudal.toml {caudal}"
-    print(f"""
+    say(f"""
 It is up, until Ctrl-C:
 
   edge   {demo.edge}/in/<source>
@@ -176,7 +176,7 @@ Try next, in another terminal:
   curl -H 'Authorization: Bearer {demo.token}' '{demo.api}/customers?email={demo.person.email}'
   {command} customers timeline {summary.person["customer_id"]}
   {command} tail profiles segments --from-beginning
-""", flush=True)  # fmt: skip
+""")  # fmt: skip
 
 
 def _relative(path: Path) -> str:

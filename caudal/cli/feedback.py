@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from caudal.cli._output import NEGATIVE, examples, note, resolved
+from caudal.cli._output import NEGATIVE, examples, note, resolved, say
 
 __all__ = ["app"]
 
@@ -64,4 +64,4 @@ def link(
         fault = exc.errors(include_input=False)[0]["loc"][0] if isinstance(exc, ValidationError) else "expires"
         raise typer.BadParameter(f"{fault} can't be used") from None
     base = settings.edge.public_url or f"http://{settings.edge.host}:{settings.edge.port}"
-    print(f"{base.rstrip('/')}{PATH}?token={token(claims, secret)}")
+    say(f"{base.rstrip('/')}{PATH}?token={token(claims, secret)}")

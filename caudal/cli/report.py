@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from caudal.cli._output import Json, emit, examples, note, resolved, table
+from caudal.cli._output import Json, emit, examples, note, resolved, say, table
 
 if TYPE_CHECKING:
     from caudal.serving._reports import Made
@@ -120,7 +120,7 @@ def run_due() -> None:
     from caudal import _scheduled
 
     for file in _scheduled.run_due(resolved(), datetime.now(UTC)):
-        print(file)
+        say(str(file))
 
 
 def _show(made: Made) -> None:

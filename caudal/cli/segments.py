@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from caudal.cli._output import NEGATIVE, Json, counted, emit, examples, note, resolved, table
+from caudal.cli._output import NEGATIVE, Json, counted, emit, examples, note, resolved, say, table
 from caudal.cli.criteria import read as read_criteria
 from caudal.cli.customers import follow, views_needed
 
@@ -67,20 +67,20 @@ def show(name: Name, as_json: Json = False) -> None:
     if as_json:
         emit({**found, **before})
         return
-    print(f"{name}: {found['kind']}, {found['state']}, {counted(found['size'], 'member')}")
+    say(f"{name}: {found['kind']}, {found['state']}, {counted(found['size'], 'member')}")
     if found["changed_by"]:
-        print(f"last changed {found['changed_at']:%Y-%m-%d %H:%M:%S} by {found['changed_by']}")
+        say(f"last changed {found['changed_at']:%Y-%m-%d %H:%M:%S} by {found['changed_by']}")
     if found["progress"] is not None:
-        print(f"{found['progress']:.0%} of the customers are done")
+        say(f"{found['progress']:.0%} of the customers are done")
     for text in (found["description"], found["text"]):
         if text:
-            print(f"\n{text}")
+            say(f"\n{text}")
     for kind, columns in (
         ("versions", ("version", "changed_at", "changed_by", "description")),
         ("list_changes", ("change", "customers", "changed_at", "changed_by")),
     ):
         if before[kind]:
-            print()
+            say()
             table(columns, [[each[column] for column in columns] for each in before[kind]])
 
 
@@ -197,12 +197,12 @@ def preview(
     if as_json:
         emit(found)
         return
-    print(f"{_many(found['count']['value'], exact=found['count']['exact'])}\n")
+    say(f"{_many(found['count']['value'], exact=found['count']['exact'])}\n")
     table(("customer", *fields), [[each[name] for name in ("customer_id", *fields)] for each in found["sample"]])
     for hint in found.get("hints", ()):
         note(f"hint: {hint}")
     if with_overlap:
-        print()
+        say()
         _show_overlap(found["overlap"])
 
 
@@ -273,18 +273,18 @@ def explain(name: Name, customer_id: Id, as_json: Json = False) -> None:
         if change
         else ""
     )
-    print(f"{'in' if found['member'] else 'not in'} {name}{since}")
+    say(f"{'in' if found['member'] else 'not in'} {name}{since}")
     if found["conditions"]:
-        print()
+        say()
         rows = [
             (c["holds"], c["condition"], c["next_look_at"], (c["because"] or {}).get("event_id"))
             for c in found["conditions"]
         ]
         table(("holds", "condition", "may change by time", "since event"), rows)
     if found["state"] in {"leaving", "archived"}:
-        print("\nthe segment is archived: nobody is in it until an edit brings it back")
+        say("\nthe segment is archived: nobody is in it until an edit brings it back")
     elif found["would_change"]:
-        print(f"\n{'leaves' if found['holds'] else 'enters'} when {found['would_change']}")
+        say(f"\n{'leaves' if found['holds'] else 'enters'} when {found['would_change']}")
 
 
 @app.command(
@@ -395,11 +395,11 @@ def _show_listed(found: Listed, what: str, *, as_json: bool) -> None:
     if as_json:
         emit(asdict(found))
         return
-    print(f"{found.changed} {what}, {found.unchanged} unchanged, {found.unknown} unknown, {found.malformed} no ids")
+    say(f"{found.changed} {what}, {found.unchanged} unchanged, {found.unknown} unknown, {found.malformed} no ids")
 
 
 def _show_overlap(found: dict[str, Any]) -> None:
-    print(f"{_many(found['size'], exact=found['exact'])}, of whom in\n")
+    say(f"{_many(found['size'], exact=found['exact'])}, of whom in\n")
     rows = [(each["segment"], each["count"], f"{each['share']:.1%}") for each in found["segments"]]
     table(("segment", "customers", "share"), rows)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from caudal.cli._output import NEGATIVE, UNAVAILABLE, Json, emit, examples, note, settings, table
+from caudal.cli._output import NEGATIVE, UNAVAILABLE, Json, emit, examples, note, say, settings, table
 
 if TYPE_CHECKING:
     from caudal.embedded import ServerStatus
@@ -61,14 +61,14 @@ def status(as_json: Json = False) -> None:
     else:
         _print_servers(servers, as_json=False)
         if where is not None:
-            print()
+            say()
             table(("topic", "records"), [(topic, sum(ends.values())) for topic, ends in where["topics"].items()])
-            print()
+            say()
             table(("worker step", "waiting"), where["workers"].items())
-            print()
+            say()
             table(("source", "connector", "captures"), [tuple(source.values()) for source in where["sources"]])
             if where["logs"]:
-                print()
+                say()
                 table(("log", "fault", "deleted unread"), [tuple(log.values()) for log in where["logs"]])
     if where is not None and any(log["fault"] for log in where["logs"]):
         from caudal.offsets import WAYS_OUT

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caudal.cli._output import NEGATIVE, Json, emit, examples, note, settings, table
+from caudal.cli._output import NEGATIVE, Json, emit, examples, note, say, settings, table
 
 if TYPE_CHECKING:
     from caudal.settings import Settings
@@ -103,20 +103,20 @@ def add(
     if as_json:
         emit(answer)
         return
-    print(f"{'saved' if changed else 'unchanged'}: {name} ({connector}) in {configured.config_file}")
+    say(f"{'saved' if changed else 'unchanged'}: {name} ({connector}) in {configured.config_file}")
     if value:
         kept = f"secret {source.secrets[-1]} in {sources.secrets_path(configured)}"
-        print(f"{'saved' if secret_changed else 'unchanged'}: {kept}")
+        say(f"{'saved' if secret_changed else 'unchanged'}: {kept}")
     if name == feedback.SOURCE:
-        print(f"customers answer at {answer['address']}; `caudal feedback link` makes their links")
+        say(f"customers answer at {answer['address']}; `caudal feedback link` makes their links")
     else:
-        print(f"send its webhooks to {answer['address']}")
+        say(f"send its webhooks to {answer['address']}")
     if setup:
-        print(f"entered in {setup.webhooks}; `caudal connectors show {connector}` lists the topics")
+        say(f"entered in {setup.webhooks}; `caudal connectors show {connector}` lists the topics")
     if generated and name == feedback.SOURCE:
-        print("its secret is made up and kept; nobody else needs it")
+        say("its secret is made up and kept; nobody else needs it")
     elif generated:
-        print(f"its secret, shown only now: {generated}")
+        say(f"its secret, shown only now: {generated}")
     elif not answer["secret_set"]:
         found = f" ({setup.key_at})" if setup and setup.key_at and auth == "signature" else ""
         note(f"its secret is missing{found}: set {sources.secret_variable(source.secrets[0])}, or use --secret -")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from caudal.cli._output import NEGATIVE, Json, emit, examples, note, resolved, table
+from caudal.cli._output import NEGATIVE, Json, emit, examples, note, resolved, say, table
 
 __all__ = ["app"]
 
@@ -44,7 +44,7 @@ def create(
     if as_json:
         emit({"token": token, **asdict(info)})
     else:
-        print(token)
+        say(token)
         note("Keep it: only its hash is stored. Use it as `Authorization: Bearer …`.")
 
 

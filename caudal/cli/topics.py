@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caudal.cli._output import Json, compact, emit_line, examples, note, resolved
+from caudal.cli._output import Json, compact, emit_line, examples, note, resolved, say
 
 if TYPE_CHECKING:
     from caudal.tail import Record
@@ -52,7 +52,7 @@ def tail(
         if as_json:
             emit_line(asdict(record))
         else:
-            print(_pretty(record), flush=True)
+            say(_pretty(record))
         if seen == most:
             break
 

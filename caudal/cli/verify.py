@@ -29,7 +29,10 @@ def register(app: typer.Typer) -> None:
 def verify(
     *,
     sample: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Only so many customers, picked at random.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Only so many customers, drawn at random of all; all when there are no more."
+        ),
     ] = None,
     customer: Annotated[uuid.UUID | None, typer.Option(metavar="ID", help="Only this customer.")] = None,
     as_json: Json = False,
@@ -40,12 +43,14 @@ def verify(
     customers are rebuilt one by one; --sample also compares the rollups with the facts. Nothing is changed; `caudal replay --customer
     ID` puts a customer right.
     """
+    from caudal.projections import known as population
     from caudal.projections import plain, verify_customers, verify_rollups
     from caudal.projections import sample as sampled
 
     if sample is not None and customer is not None:
         raise typer.BadParameter("give --sample or --customer, not both")
     told: dict[str, Any] = {}
+    known: int | None = None
     if sample is None and customer is None:
         findings, told = _whole(as_json)
     else:
@@ -56,13 +61,14 @@ def verify(
                 customers = [str(customer)]
             else:
                 with postgres.connect(settings.postgres, role="cli") as conn, postgres.translated():
-                    customers = sampled(conn, sample or 0)
+                    customers, known = sampled(conn, sample or 0), population(conn)
             findings = verify_customers(prover, customers)
             if sample is not None:
                 with postgres.connect(settings.postgres, role="cli") as conn, postgres.translated():
                     verify_rollups(conn, findings)
     if as_json:
-        emit({**findings.plain(), **({"offsets": told["offsets"], "digests": told["tables"]} if told else {})})
+        of = {} if known is None else {"of_customers": known}
+        emit({**findings.plain(), **of, **({"offsets": told["offsets"], "digests": told["tables"]} if told else {})})
     else:
         _show([plain(difference) for difference in findings.differences])
         end = (
@@ -70,7 +76,8 @@ def verify(
             if findings.rows
             else ": every row is what the log says"
         )
-        note(f"{counted(findings.customers, 'customer')} proved{end}")
+        of_all = "" if known is None else f" of {known:,}"
+        note(f"{counted(findings.customers, 'customer')}{of_all} proved{end}")
     if findings.rows:
         raise typer.Exit(NEGATIVE)
 

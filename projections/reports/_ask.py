@@ -86,6 +86,9 @@ def plan(report: Report, asked: Asked) -> Plan:
     by = _by(report, asked)
     last = asked.last or asked.now.astimezone(zone).date()
     first = asked.first
+    for name, day in (("from", first), ("to", last)):
+        if day is not None and not FIRST <= day <= LAST:
+            raise BadReport(f"a day from {FIRST} to {LAST} is needed", path=name)
     if by is not None:
         first = _begin(first, by) if first else _back(_begin(last, by), by, USUAL[by] - 1)
     if not FIRST <= (first or FIRST) <= last <= LAST:

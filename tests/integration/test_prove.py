@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from caudal.projections import Runner, _places
 from caudal.projections import replay as replays
-from caudal.projections._prove import Prover, sample
+from caudal.projections._prove import Prover, known, sample
 from caudal.schemas import CustomerErased, Event, OrderStated, ProfileStated, SubjectLinked
 from caudal.schemas.codec import Codec, LocalRegistry
 from hypothesis import HealthCheck, given
@@ -168,6 +169,26 @@ def test_a_sample_holds_customers_that_only_the_profiles_or_only_the_identity_st
     hub.conn.execute("INSERT INTO live.profiles (customer_id) VALUES (%s)", (ANA,))
     know(hub, "crm:contact:1", RUI)
     assert sample(hub.conn, 4) == sorted([ANA, RUI])
+    zoe = "01890000-0000-7000-8000-00000000000f"
+    hub.conn.execute("INSERT INTO live.metrics (customer_id) VALUES (%s)", (zoe,))
+    assert sample(hub.conn, 3) == sorted([ANA, RUI, zoe])
+    assert known(hub.conn) == 3
+
+
+def test_a_sample_is_drawn_of_all_each_as_likely_as_another(hub: Hub) -> None:
+    # ids that lie close together, and one far away: the gap before an id must not make it likelier
+    hub.conn.execute(
+        """INSERT INTO live.profiles (customer_id)
+           SELECT ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid FROM generate_series(1, 22) n
+           UNION ALL SELECT 'ffffffff-0000-4000-8000-000000000000'"""
+    )
+    assert known(hub.conn) == 23
+    for number in (23, 24, 100, 10_000):
+        assert len(sample(hub.conn, number)) == 23
+    drawn = Counter(customer for _ in range(400) for customer in sample(hub.conn, 5))
+    assert len(sample(hub.conn, 5)) == 5
+    assert len(drawn) == 23
+    assert max(drawn.values()) < 3 * min(drawn.values()), "5 of 23, 400 times: 87 each, 8 off on average"
 
 
 def test_places_are_found_again_after_they_were_folded_and_sorted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -133,6 +135,56 @@ async def test_who_may_only_read_segments_changes_none_and_sees_no_sample_of_cus
         problem(await http.request(method, path, headers=headers, json={}), 403, "insufficient_scope")
     answer = await http.post("/segments/preview", headers=headers, json={"criteria": "age > 3"})
     assert "customers:read" in problem(answer, 403, "insufficient_scope")["detail"]
+
+
+async def test_no_answer_is_guessed_at_framed_or_kept(http, may):
+    headers = may()
+    for method, path, given in (
+        ("GET", "/health", {}),
+        ("GET", "/nope", {}),
+        ("DELETE", "/health", {}),
+        ("GET", "/customers", {}),
+        ("GET", "/docs", headers),
+        ("GET", "/openapi.json", headers),
+        ("GET", "/reports", headers),
+        ("GET", f"/customers/{ID}", headers),
+        ("GET", "/changes", headers),
+        ("POST", "/customers/search", headers),
+        ("OPTIONS", "/customers", headers),
+    ):
+        answer = await http.request(method, path, headers=given)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cache-control"] == "no-store"
+        assert len(answer.headers.get_list("content-security-policy")) == 1
+
+
+@pytest.mark.parametrize(
+    "view", ["nope", "", "pro\0files", "\ud800", "x" * 3_000_000, "links", "--help", "profiles\n", "Profiles"]
+)
+async def test_a_replay_of_a_view_that_is_none_is_refused_at_once(http, may, view, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    body = json.dumps({"kind": "view", "view": view}).encode()
+    answer = await http.post("/replays", headers=may() | {"content-type": "application/json"}, content=body)
+    assert answer.status_code in {413, 422}
+    assert len(answer.content) < 2_000
+
+
+@pytest.mark.parametrize("name", ["fields", "sort", "after", "q", "facets", "criteria"])
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "name\ud800"])
+async def test_half_a_surrogate_pair_is_no_text(http, may, name, text):
+    body = json.dumps({name: [text] if name in {"fields", "facets"} else text}).encode()
+    answer = await http.post("/customers/search", headers=may() | {"content-type": "application/json"}, content=body)
+    problem(answer, 422, "invalid_parameters")
+
+
+@pytest.mark.parametrize("day", ["0001-01-01", "9999-12-31", "1969-12-31", "2200-01-01"])
+@pytest.mark.parametrize("name", ["from", "to"])
+async def test_days_far_away_are_refused_by_name(http, may, name, day):
+    for report in ("sales", "customers", "nps", "rfm", "segments"):
+        answer = await http.get(f"/reports/{report}", params={name: day}, headers=may())
+        assert name in problem(answer, 422, "bad_report")["path"]
 
 
 @pytest.mark.parametrize(

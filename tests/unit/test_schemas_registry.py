@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import fastavro
 import httpx
 import pytest
+from caudal.schemas._compatibility import faults
 from caudal.schemas._registry_server import Store, build_over
-from caudal.schemas._types import schema_of
+from caudal.schemas._registry_state import Refused, compact
+from caudal.schemas._types import FOLDER, schema_of
 from caudal.schemas.codec import Codec, Registry
 from starlette.testclient import TestClient
 
@@ -380,3 +384,160 @@ def test_our_client_signs_in_with_the_configured_user() -> None:
 def test_our_client_needs_an_address() -> None:
     with pytest.raises(BadSettings, match="no schema registry"):
         Registry(Settings())
+
+
+def named(kind: str, name: str, **more: Any) -> dict[str, Any]:
+    own = {"record": {"fields": [{"name": "x", "type": "int"}]}, "enum": {"symbols": ["A", "B"]}, "fixed": {"size": 2}}[
+        kind
+    ]
+    return {"type": kind, "name": name, **own, **more}
+
+
+def holder(inner: Any, **more: Any) -> dict[str, Any]:
+    return {
+        "type": "record",
+        "name": "Holder",
+        "namespace": "org.caudal",
+        "fields": [{"name": "f", "type": inner}],
+        **more,
+    }
+
+
+VALUES: dict[str, Any] = {"record": {"x": 1}, "enum": "A", "fixed": b"ab"}
+RENAMED = [
+    (kind, shape, namespace, alias)
+    for kind in VALUES
+    for shape in ("plain", "union", "array", "map")
+    for namespace, alias in (
+        ("", "Old"),
+        ("other.place", "Old"),
+        ("", "org.caudal.Old"),
+        ("other.place", "other.place.Old"),
+    )
+]
+
+
+@pytest.mark.parametrize(("kind", "shape", "namespace", "alias"), RENAMED)
+def test_a_type_renamed_with_an_alias_is_read_as_fastavro_reads_it(
+    kind: str, shape: str, namespace: str, alias: str
+) -> None:
+    def within(name: str, **more: Any) -> dict[str, Any]:
+        inner: Any = named(kind, name, **({"namespace": namespace} if namespace else {}), **more)
+        shapes = {
+            "plain": inner,
+            "union": ["null", inner],
+            "array": {"type": "array", "items": inner},
+            "map": {"type": "map", "values": inner},
+        }
+        return holder(shapes[shape])
+
+    value = {"plain": VALUES[kind], "union": VALUES[kind], "array": [VALUES[kind]], "map": {"k": VALUES[kind]}}[shape]
+    old, new = within("Old"), within("New", aliases=[alias])
+    assert faults(json.dumps(new), [(1, json.dumps(old))], "BACKWARD") == []
+    data = io.BytesIO()
+    fastavro.schemaless_writer(data, old, {"f": value})
+    data.seek(0)
+    assert fastavro.schemaless_reader(data, old, new) == {"f": value}
+    if shape == "plain":  # in a union a record may be read by its shape
+        for wrong in ("Other", "elsewhere.Old"):
+            renamed = within("New", aliases=[wrong])
+            assert faults(json.dumps(renamed), [(1, json.dumps(old))], "BACKWARD") != []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reads", "is_read"),
+    [
+        ("int", "long", True, False), ("long", "int", False, True), ("int", "double", True, False), ("float", "double", True, False),
+        ("long", "float", True, False), ("string", "bytes", True, True), ("bytes", "string", True, True), ("int", "string", False, False),
+        (["null", "int"], ["null", "long"], True, False), ("int", ["null", "long"], True, False),
+    ],
+)  # fmt: skip
+def test_promotions_go_one_way(old: Any, new: Any, reads: bool, is_read: bool) -> None:
+    one, other = json.dumps(holder(old)), json.dumps(holder(new))
+    assert (faults(other, [(1, one)], "BACKWARD") == []) == reads
+    assert (faults(other, [(1, one)], "FORWARD") == []) == is_read
+
+
+BAD_NAMES = ["ação", "a-b", "a b", "1a", "", "a.b", "é", "a\u200b", "a\n", "٣", "a$"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_are_letters_digits_and_underscores(name: str) -> None:
+    field = {"name": name, "type": "int"}
+    bad = [
+        {**holder("int"), "fields": [field]},
+        {
+            **holder("int"),
+            "fields": [
+                {"name": "f", "type": {"type": "array", "items": {**holder("int"), "name": "I", "fields": [field]}}}
+            ],
+        },
+        {**holder("int"), "fields": [{"name": "f", "type": "int", "aliases": [name]}]},
+        holder({"type": "enum", "name": "E", "symbols": ["A", name]}),
+    ]
+    if name != "a.b":
+        bad += [
+            holder("int", aliases=[name]),
+            holder("int") | {"name": name},
+            holder("int") | {"namespace": f"org.{name}"},
+        ]
+    for schema in bad:
+        with pytest.raises(Refused) as refused:
+            compact(json.dumps(schema))
+        assert refused.value.code == 42201
+
+
+DEFAULTS = [
+    ("int", 1, True), ("int", 2**31, False), ("int", "1", False), ("int", 1.5, False), ("int", True, False), ("int", None, False),
+    ("long", 2**62, True), ("long", 2**63, False), ("double", 1, True), ("double", "1", False), ("boolean", 0, False), ("string", 1, False),
+    ("bytes", "\u00ff", True), ("bytes", "\u0100", False), ("null", None, True), ("null", 0, False),
+    (["null", "int"], None, True), (["null", "int"], 1, False), (["int", "null"], 1, True), (["int", "null"], None, False),
+    ({"type": "array", "items": "int"}, [1], True), ({"type": "array", "items": "int"}, ["a"], False),
+    ({"type": "array", "items": "int"}, {}, False),
+    ({"type": "map", "values": "int"}, {"a": 1}, True), ({"type": "map", "values": "int"}, {"a": "b"}, False),
+    ({"type": "fixed", "name": "F", "size": 2}, "ab", True), ({"type": "fixed", "name": "F", "size": 2}, "a", False),
+    ({"type": "enum", "name": "E", "symbols": ["A"]}, "A", True), ({"type": "enum", "name": "E", "symbols": ["A"]}, "B", False),
+    (named("record", "R"), {"x": 1}, True), (named("record", "R"), {}, False), (named("record", "R"), {"x": "a"}, False),
+    ({**named("record", "R"), "fields": [{"name": "x", "type": "int", "default": 3}]}, {}, True),
+    ({"type": "long", "logicalType": "timestamp-micros"}, 0, True), ({"type": "long", "logicalType": "timestamp-micros"}, "now", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "default", "good"), DEFAULTS)
+def test_a_default_is_of_its_fields_type_and_of_a_unions_first(kind: Any, default: Any, good: bool) -> None:
+    text = json.dumps({**holder("int"), "fields": [{"name": "f", "type": kind, "default": default}]})
+    if good:
+        assert compact(text)
+        return
+    with pytest.raises(Refused) as refused:
+        compact(text)
+    assert refused.value.code == 42201
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "enum", "name": "E", "symbols": ["A", "B"], "default": "C"},
+        {"type": "enum", "name": "E", "symbols": ["A", "B"], "default": ""},
+        {"type": "enum", "name": "E", "symbols": ["A", "B"], "default": None},
+        holder(["null", {"type": "enum", "name": "E", "symbols": ["A"], "default": "B"}]),
+        {"type": "enum", "name": "E", "symbols": ["A", "A"]},
+        {**holder("int"), "fields": [{"name": "f", "type": "int"}, {"name": "f", "type": "string"}]},
+    ],
+)
+def test_an_enums_default_is_a_symbol_and_nothing_is_named_twice(schema: Any) -> None:
+    with pytest.raises(Refused) as refused:
+        compact(json.dumps(schema))
+    assert refused.value.code == 42201
+    good = {"type": "enum", "name": "E", "symbols": ["A", "B"], "default": "B"}
+    assert compact(json.dumps(good))
+
+
+def test_our_own_schemas_are_good_ones() -> None:
+    for path in FOLDER.glob("*.avsc"):
+        assert compact(path.read_text())
+
+
+def test_a_schema_that_an_older_registry_took_is_still_compared() -> None:
+    odd = json.dumps({**holder("int"), "fields": [{"name": "a-b", "type": "int", "default": 1}]})
+    assert faults(json.dumps(holder("int")), [(1, odd)], "BACKWARD") != []
