@@ -157,6 +157,7 @@ class Checker:
         Raises:
             DatabaseUnavailable: PostgreSQL can't be reached.
         """
+        token = token.strip()  # a file's line end, an address copied with a blank
         if not _SHAPE.fullmatch(token):
             return None
         digest = _digest(token)

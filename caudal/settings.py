@@ -24,6 +24,7 @@ __all__ = [
     "Settings",
     "WorkerSettings",
     "load",
+    "suspect",
 ]
 
 PREFIX = "CAUDAL_"
@@ -212,6 +213,20 @@ def load(**overrides: Any) -> Settings:
             for e in exc.errors(include_input=False, include_url=False)
         )
         raise BadSettings(f"bad settings: {faults}", hint="docs/reference/settings.md lists all names") from None
+
+
+def suspect(settings: Settings) -> list[str]:
+    """The passwords that begin or end with something that can't be seen. They may be meant so: they are told, and never altered."""
+    given = {
+        "CAUDAL_KAFKA__PASSWORD": settings.kafka.password,
+        "CAUDAL_POSTGRES__DSN": settings.postgres.dsn,
+        "CAUDAL_REGISTRY__PASSWORD": settings.registry.password,
+    }
+    return [name for name, value in given.items() if value and not _seen(value.get_secret_value())]
+
+
+def _seen(text: str) -> bool:
+    return all(c.isprintable() and not c.isspace() for c in (text[:1], text[-1:]) if c)
 
 
 SECRET_PREFIX = "CAUDAL_SECRET_"  # noqa: S105 - the prefix of variables, not a secret

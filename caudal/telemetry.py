@@ -44,6 +44,7 @@ class Log(StrEnum):
     SEGMENT_APPLIED = "segment.applied"
     SERVER_STARTED = "server.started"
     SERVER_STOPPED = "server.stopped"
+    SETTING_SUSPECTED = "setting.suspected"
     SOURCES_LOADED = "sources.loaded"
     SOURCES_REFUSED = "sources.refused"
     SOURCE_UNUSABLE = "source.unusable"

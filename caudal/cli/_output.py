@@ -72,11 +72,13 @@ def examples(*lines: str) -> str:
 
 def settings(**overrides: Any) -> Settings:
     """The settings of this run, with logging set up after them."""
-    from caudal.settings import load
-    from caudal.telemetry import configure_logging
+    from caudal.settings import load, suspect
+    from caudal.telemetry import Log, configure_logging, logger
 
     loaded = load(**overrides)
     configure_logging(loaded.log_level, json=loaded.log_json)
+    for name in suspect(loaded):
+        logger().warning(Log.SETTING_SUSPECTED, setting=name)
     return loaded
 
 

@@ -298,7 +298,9 @@ class Compiler:
             number = f"CASE WHEN jsonb_typeof({sql}) = 'number' THEN {text}::float8 END"
             return self._ordered(number, op, _each(value, float), "float8")
         if op in _MOMENTS:
-            time = f"CASE WHEN {text} ~ {_ISO} THEN {text}::timestamptz END"
+            # a text of that shape may still be no time: the 39th of a 19th month
+            shaped = f"{text} ~ {_ISO} AND pg_input_is_valid({text}, 'timestamptz')"
+            time = f"CASE WHEN {shaped} THEN {text}::timestamptz END"
             return self._ordered(time, op, _each(value, moment), "timestamptz")
         return self._text(f"CASE WHEN jsonb_typeof({sql}) = 'string' THEN {text} END", op, value, _folded)
 

@@ -338,6 +338,28 @@ def test_two_workers_take_a_metric_up_and_replay_and_verify_know_it(
             worker.close()
 
 
+def test_a_text_that_only_looks_like_a_time_stops_no_segment(conn: psycopg.Connection[Any]) -> None:
+    texts = [
+        "2026-19-39",
+        "2026-02-30",
+        "2026-01-01T25:61:61.000000Z",
+        "2026-01-01T29:59:59.999999Z",
+        "0000-00-00",
+        "2026-03-01",
+    ]
+    for number, text in enumerate(texts):
+        customer = _generate.customer_id(number)
+        conn.execute("INSERT INTO live.profiles (customer_id, attributes) VALUES (%s, '{}')", (customer,))
+        conn.execute(
+            "INSERT INTO live.metrics (customer_id, custom) VALUES (%s, jsonb_build_object('code', %s::text))",
+            (customer, text),
+        )
+    for shape in (criteria.SCAN, criteria.SEEK):
+        asked = criteria.members(criteria.parse("custom.code > 2026-01-01"), shape=shape)
+        found = conn.execute(asked.text, {**asked.parameters, "now": T0}).fetchall()
+        assert [str(customer) for (customer,) in found] == [_generate.customer_id(5)]
+
+
 ENDLESS = "SELECT count(*) AS {0}, max(total_minor) AS {0}_top FROM orders, generate_series(1, total_minor)"
 BREAKS = """SELECT max(1 / (total_minor - 7)) AS inverse FROM orders"""
 FINE = "SELECT count(*) AS orders_seen FROM orders"

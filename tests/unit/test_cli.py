@@ -359,6 +359,20 @@ def test_a_short_secret_is_refused_and_an_odd_one_told(caudal):
     assert caudal(*add, "-", stdin="\ufeffsixteen-letters-\u00a0\r\n").returncode == 0
 
 
+def test_a_password_with_an_invisible_end_is_told_and_not_shown(caudal, monkeypatch):
+    monkeypatch.setenv("CAUDAL_KAFKA__PASSWORD", "hush-hush\n")
+    monkeypatch.setenv("CAUDAL_REGISTRY__PASSWORD", "\u00a0hush-hush")
+    done = caudal("sources", "list")
+    assert done.returncode == 0
+    assert "setting.suspected" in done.stderr
+    assert "CAUDAL_KAFKA__PASSWORD" in done.stderr
+    assert "CAUDAL_REGISTRY__PASSWORD" in done.stderr
+    assert "hush" not in done.stderr
+    monkeypatch.setenv("CAUDAL_KAFKA__PASSWORD", "hush hush")
+    monkeypatch.delenv("CAUDAL_REGISTRY__PASSWORD")
+    assert caudal("sources", "list").stderr == ""
+
+
 def test_removing_a_source_removes_its_secret(caudal, tmp_path):
     for options, kept in ((("--keep-secrets",), True), ((), False)):
         caudal("sources", "add", "crm", "--connector", "hubspot", "--secret", "hush-hush-hush-hush")
