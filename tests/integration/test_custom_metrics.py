@@ -98,8 +98,8 @@ REFUSED = {
     "SELECT power(9::numeric, total_minor) AS a FROM orders": (":1:8", "hundred thousand digits"),
     "SELECT factorial(total_minor) AS a FROM orders": (":1:8", "factorial() can't be used"),
     "SELECT 1259::regclass::text AS a": (":1:12", "the catalogue can't be read"),
-    "SELECT max(total_minor::oid::regrole::text) AS a FROM orders": ("", "the catalogue can't be read"),
-    "SELECT 'pg_class'::regclass::oid::bigint AS a": ("", "the catalogue can't be read"),
+    "SELECT max(total_minor::oid::regrole::text) AS a FROM orders": (":1:28", "the catalogue can't be read"),
+    "SELECT 'pg_class'::regclass::oid::bigint AS a": (":1:18", "the catalogue can't be read"),
     "SELECT 1 / 0 AS a": ("", "DivisionByZero"),
     "SELECT 1 AS a FROM generate_series(1, 2)": ("", "more than one row"),
 }  # fmt: skip

@@ -424,6 +424,7 @@ def test_criteria_by_personal_data_need_the_scope_of_personal_data(settings, htt
             eva.get("/segments/mail"),
             eva.get("/segments/mail/versions"),
             eva.get("/segments"),
+            eva.delete("/segments/nested"),
             eva.delete("/segments/mail"),
         ):
             assert answer.status_code == 200
