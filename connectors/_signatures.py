@@ -52,7 +52,7 @@ def described(scheme: Scheme) -> str:
 
 
 _DIGITS = re.compile(r"[0-9]{1,16}")
-_ISO = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:?[0-9]{2})?")
+_ISO = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:?[0-9]{2})?")
 
 
 def fresh(timestamp: str, *, unit: Literal["s", "ms", "iso"], now: datetime | None, window_s: int) -> Verdict:
