@@ -210,7 +210,9 @@ def _for_people(render: Any) -> Any:
     """A renderer of lines in which what a terminal would obey stands as an escape; JSON escapes it by itself."""
 
     def rendered(log: Any, method: str, event: Any) -> Any:
-        shown = {name: printable(value, keep="\n") if isinstance(value, str) else value for name, value in event.items()}
+        shown = {
+            name: printable(value, keep="\n") if isinstance(value, str) else value for name, value in event.items()
+        }
         return render(log, method, shown)
 
     return rendered

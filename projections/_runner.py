@@ -24,10 +24,10 @@ from caudal.projections._batch import ALL, LINKED, Batch, Message, bit
 from caudal.projections._fact import Fact
 from caudal.projections._few import prepare
 from caudal.projections._publish import Change, Publisher, output_partition
-from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS, ensure_live
+from caudal.projections._schema import FACTS, LIVE, ROLLUPS, SWAP_LOCK, VIEWS, ensure_live, views
 from caudal.projections._view import View
 from caudal.projections.custom import bound
-from caudal.projections.custom.metric import OVERDUE, Metric, defined, with_custom
+from caudal.projections.custom.metric import OVERDUE, Metric, defined
 from caudal.projections.metrics import metrics
 from caudal.projections.profiles import profiles
 from caudal.schemas.codec import Codec
@@ -695,7 +695,7 @@ class Runner:
     def _define(self) -> bool:
         """Make the statements for the views as they are now, unless they are; whether they were others."""
         self._metrics = defined(self._connection())
-        found = with_custom(VIEWS, self._metrics)
+        found = views(self._connection())
         if changed := found != self._views:
             self._views = found
             self._statements = statements(self._schema, self._priority, found, feed=self._feed)

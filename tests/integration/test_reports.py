@@ -310,7 +310,7 @@ def test_any_criteria_say_whom_a_report_is_of(make):
 @pytest.fixture
 def http(filled: Settings) -> Iterator[httpx.Client]:
     with running(filled) as address:
-        bearer = {"authorization": f"Bearer {token_of(filled, 'reports:read')}"}
+        bearer = {"authorization": f"Bearer {token_of(filled, 'reports:read', 'customers:read')}"}
         with httpx.Client(base_url=address, headers=bearer, timeout=60) as client:
             yield client
 
