@@ -33,10 +33,12 @@ def validate(text: str) -> avro.schema.Schema:
         BadSchema: not an Avro schema.
     """
     parsed = _parsed(text)
+    if _HALF.search(text) or _HALF.search(json.dumps(json.loads(text), ensure_ascii=False)):
+        raise BadSchema("not an Avro schema: a text in it holds half of a surrogate pair")
     try:
         _Rules().check(json.loads(text), "", "schema")
-    except RecursionError:
-        raise BadSchema("not an Avro schema: nested too deep") from None
+    except (RecursionError, TypeError, AttributeError, KeyError) as exc:
+        raise BadSchema(f"not an Avro schema: nested too deep, or of another shape ({type(exc).__name__})") from None
     return parsed
 
 
@@ -49,6 +51,7 @@ def _parsed(text: str) -> avro.schema.Schema:
             raise BadSchema(f"not an Avro schema: {exc}") from None
 
 
+_HALF = re.compile("[\ud800-\udfff]")
 _NAMED = ("record", "error", "enum", "fixed")
 
 
@@ -79,6 +82,18 @@ _TYPES_WITHIN = ("type", "fields", "items", "values")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PRIMITIVE = {"null", "boolean", "int", "long", "float", "double", "bytes", "string"}
 _WHOLE = {"int": 2**31, "long": 2**63}
+
+
+def _listed(schema: Mapping[str, Any], part: str, name: str) -> list[Any]:
+    """A part that is a list, if it is there.
+
+    Raises:
+        BadSchema: it is something else.
+    """
+    found = schema.get(part, [])
+    if not isinstance(found, list):
+        raise BadSchema(f"the {part} of {name} are no list")
+    return found
 
 
 class _Rules:
@@ -114,21 +129,21 @@ class _Rules:
         self._names(name.split("."), f"the name of {where}")
         if own:
             self._names(own.split("."), f"the namespace of {name}")
-        for alias in schema.get("aliases") or ():
+        for alias in _listed(schema, "aliases", name):
             self._names(str(alias).split("."), f"an alias of {name}")
         full = name if "." in name or not own else f"{own}.{name}"
         self._known[full], self._within[full] = schema, own
         if schema["type"] == "enum":
-            symbols = schema.get("symbols") or []
+            symbols = _listed(schema, "symbols", name)
             self._names(symbols, f"a symbol of {name}")
             self._once(symbols, f"the symbols of {name}")
             if "default" in schema and schema["default"] not in symbols:
                 raise BadSchema(f"the default of the enum {name} is none of its symbols")
-        fields = schema.get("fields") or []
+        fields = _listed(schema, "fields", name)
         self._once([field.get("name") for field in fields], f"the fields of {name}")
         for field in fields:
             shown = f"{name}.{field.get('name')}"
-            self._names([field.get("name"), *(field.get("aliases") or ())], f"the name of the field {shown}")
+            self._names([field.get("name"), *_listed(field, "aliases", shown)], f"the name of the field {shown}")
             self.check(field.get("type"), own, shown)
         for field in fields:  # a default may be of a record that contains this one
             if "default" in field and not self._fits(field["default"], field.get("type"), own):

@@ -276,7 +276,9 @@ def _route(method: str, path: str, handler: Handler) -> Route:
 
 
 def _answer(content: Any, status: int = 200) -> Response:
-    return Response(_compact(content), status, media_type=_MEDIA_TYPE)
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+    # a message may quote half of a surrogate pair, which is no text that could be sent
+    return Response(text.encode("utf-8", "replace"), status, media_type=_MEDIA_TYPE)
 
 
 def _compact(value: Any) -> bytes:
