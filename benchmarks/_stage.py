@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
 from caudal import embedded, kafka, postgres, sources
-from caudal.settings import PostgresSettings, Settings, load
+from caudal.settings import PostgresSettings, Settings, environment, load
 
 __all__ = ["Stage", "add_source", "address", "batches", "stage", "wait_until"]
 
@@ -53,20 +52,15 @@ class Stage:
         self.conn: psycopg.Connection[Any] = postgres.connect(settings.postgres, role="benchmark")
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
-    def start(self, role: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, role: str, **more: str) -> subprocess.Popen[bytes]:
         """Start `caudal run --role ROLE` on this stage; its output goes to a file in the folder."""
-        registry = self.settings.registry.url
-        env = {k: v for k, v in os.environ.items() if not k.startswith("CAUDAL_")} | {
+        env = {
+            **environment(self.settings),
             "CAUDAL_HOME": str(self.folder),
-            "CAUDAL_CONFIG_FILE": str(self.settings.config_file),
-            "CAUDAL_KAFKA__BOOTSTRAP_SERVERS": self.settings.kafka.bootstrap_servers or "",
-            "CAUDAL_KAFKA__TOPIC_PREFIX": self.settings.kafka.topic_prefix,
-            "CAUDAL_POSTGRES__DSN": postgres.dsn(self.settings.postgres),
-            "CAUDAL_REGISTRY__URL": registry or "",
             "CAUDAL_LOG_LEVEL": "warning",
             "CAUDAL_EDGE__PORT": "0",
             "CAUDAL_SERVING__PORT": "0",
-            **environment,
+            **more,
         }
         with (self.folder / f"{role}.out").open("ab") as out:
             process = subprocess.Popen(

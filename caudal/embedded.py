@@ -6,7 +6,7 @@ They run in the background, outlive who started them, and keep everything in `se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -15,13 +15,14 @@ from filelock import FileLock
 from pydantic import SecretStr
 
 from caudal import kafka
-from caudal._embedded import _broker, _database, _jars, _processes, _registry
+from caudal._embedded import _broker, _database, _jars, _private, _processes, _registry
 from caudal._embedded._processes import HOST, Run, Server, ServerName
 from caudal.errors import EmbeddedServerFailed
 from caudal.settings import Settings
+from caudal.stopping import held_back
 from caudal.telemetry import Log, logger
 
-__all__ = ["ServerStatus", "down", "ensure", "resolve", "status"]
+__all__ = ["ServerStatus", "down", "ensure", "resolve", "running", "status"]
 
 
 State = Literal["running", "stopped", "unreachable"]
@@ -59,8 +60,8 @@ def ensure(settings: Settings, progress: Callable[[str], None] | None = None) ->
         try:
             return _ensure(settings, say, started)
         except BaseException:  # also Ctrl-C: what we began goes away again, what ran before stays
-            for server in started:
-                _processes.stop(server, _processes.find(server.marker))
+            with held_back():
+                _stop({server: _processes.find(server.marker) for server in started})
             raise
 
 
@@ -79,22 +80,21 @@ def resolve(settings: Settings) -> Settings:
     return settings
 
 
-def down(settings: Settings) -> list[str]:
-    """Stop every server that was started for `settings.home`; returns the names of those that ran.
+def running(settings: Settings) -> set[ServerName]:
+    """The servers of `settings.home` whose processes are alive, whether or not they answer."""
+    return {server.name for server in _servers(settings) if _processes.find(server.marker)}
+
+
+def down(settings: Settings, *, keep: Collection[ServerName] = ()) -> list[ServerName]:
+    """Stop every server that was started for `settings.home` but those to keep; returns the names of those that ran.
 
     Raises:
         EmbeddedServerFailed: one can't be stopped.
     """
-    servers = _servers(settings)
-    with _lock(settings):
-        found = {server.name: _processes.find(server.marker) for server in servers}
-        with ThreadPoolExecutor(len(servers)) as pool:
-            for stopping in [pool.submit(_processes.stop, server, found[server.name]) for server in servers]:
-                stopping.result()
-        for server in servers:
-            if found[server.name]:
-                logger().info(Log.SERVER_STOPPED, server=server.name)
-    return [name for name, pids in found.items() if pids]
+    with held_back(), _lock(settings):
+        found = {server: _processes.find(server.marker) for server in _servers(settings) if server.name not in keep}
+        _stop(found)
+    return [server.name for server, pids in found.items() if pids]
 
 
 def status(settings: Settings) -> list[ServerStatus]:
@@ -141,11 +141,29 @@ def _finish(server: Server, run: Run, started: list[Server]) -> Run:
     return run
 
 
+def _stop(found: dict[Server, list[int]]) -> None:
+    if not any(found.values()):
+        return
+    with ThreadPoolExecutor(len(found)) as pool:
+        for stopping in [pool.submit(_processes.stop, server, pids) for server, pids in found.items()]:
+            stopping.result()
+    for server, pids in found.items():
+        if pids:
+            logger().info(Log.SERVER_STOPPED, server=server.name)
+
+
+_OURS = {"kafka", "postgres", "registry", "logs", "run", "faust", "demo", "demo.lock", "secrets.toml", "caudal.toml"}
+"""What Caudal makes in a home folder."""
+
+
 def _lock(settings: Settings) -> FileLock:
     home = settings.home.resolve()
     try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if {entry.name for entry in home.iterdir()} <= _OURS:  # nothing of others is in it, so nobody else needs to get in
+            _private.folder(home)
         for name in ("run", "logs"):
-            (home / name).mkdir(parents=True, exist_ok=True)
+            _private.folder(home / name)
     except OSError as exc:
         raise EmbeddedServerFailed(f"the home folder {home} can't be used: {exc.strerror}", hint="CAUDAL_HOME") from exc
     return FileLock(home / "run" / "lock")
@@ -159,13 +177,13 @@ def _needed(server: Server) -> Run:
     run = _processes.running(server)
     if run is None:
         raise EmbeddedServerFailed(f"{server.title} is not running", hint="`caudal up` starts it")
+    if run.details != server.details:
+        raise EmbeddedServerFailed(f"{server.title} runs as it was set up before", hint="`caudal up` starts it anew")
     return run
 
 
 def _with_kafka(settings: Settings, run: Run) -> Settings:
-    return settings.model_copy(
-        update={"kafka": settings.kafka.model_copy(update={"bootstrap_servers": f"{HOST}:{run.port}"})}
-    )
+    return settings.model_copy(update={"kafka": _broker.client(settings.kafka, settings.home.resolve(), run.port)})
 
 
 def _with_postgres(settings: Settings, run: Run) -> Settings:
@@ -175,7 +193,7 @@ def _with_postgres(settings: Settings, run: Run) -> Settings:
 
 def _with_registry(settings: Settings, run: Run) -> Settings:
     return settings.model_copy(
-        update={"registry": settings.registry.model_copy(update={"url": f"http://{HOST}:{run.port}"})}
+        update={"registry": _registry.client(settings.registry, settings.home.resolve(), run.port)}
     )
 
 

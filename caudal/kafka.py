@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType, TopicMetadata
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    TopicMetadata,
+    UserScramCredentialUpsertion,
+)
 
 from caudal.errors import BadSettings, BrokerUnavailable, CaudalError, Fatal, LogTruncated
 from caudal.settings import KafkaSettings
@@ -40,6 +50,7 @@ __all__ = [
     "options",
     "producer",
     "sessions",
+    "set_password",
     "start_offsets",
     "tell_error",
     "topic",
@@ -194,6 +205,27 @@ def answers(settings: KafkaSettings, timeout_s: float = 5.0) -> bool:
         return bool(admin(settings).list_topics(timeout=timeout_s).brokers)
     except KafkaException:
         return False
+
+
+_SCRAM_ITERATIONS = 4096
+"""The least that brokers take: our passwords are no words but 24 random bytes."""
+
+
+def set_password(settings: KafkaSettings, user: str, mechanism: str) -> None:
+    """Let `user` in with the password of `settings` by the SCRAM mechanism of that name.
+
+    Raises:
+        BrokerUnavailable: the brokers can't be reached.
+    """
+    assert settings.password is not None
+    scram = ScramCredentialInfo(ScramMechanism[mechanism.replace("-", "_")], _SCRAM_ITERATIONS)
+    wanted = UserScramCredentialUpsertion(user, scram, settings.password.get_secret_value().encode())
+    client = admin(settings)  # kept in a variable: no future resolves once its client is gone
+    try:
+        for done in client.alter_user_scram_credentials([wanted], request_timeout=5).values():
+            done.result()
+    except KafkaException as exc:
+        raise translate_error(exc) from exc
 
 
 def ensure_topics(settings: KafkaSettings, names: Iterable[str]) -> None:

@@ -5,9 +5,10 @@ Every setting is an environment variable `CAUDAL_<GROUP>__<NAME>`. Unknown `CAUD
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,6 +24,7 @@ __all__ = [
     "ServingSettings",
     "Settings",
     "WorkerSettings",
+    "environment",
     "load",
     "suspect",
 ]
@@ -244,3 +246,25 @@ def names() -> dict[str, str]:
         else:
             found[f"{PREFIX}{name}".upper()] = field.description or ""
     return found
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment in which a child has these settings: our own, but no setting from it."""
+    known = names()
+    made = {name: value for name, value in os.environ.items() if name not in known}
+    for name, value in settings:
+        if isinstance(value, _Group):
+            made |= {f"{PREFIX}{name}__{sub}".upper(): _text(each) for sub, each in value if each is not None}
+        elif value is not None:
+            made[f"{PREFIX}{name}".upper()] = _text(value)
+    return made
+
+
+def _text(value: Any) -> str:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case dict():
+            return json.dumps(value)
+        case _:
+            return str(value)

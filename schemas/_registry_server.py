@@ -2,27 +2,39 @@
 
 Answers come from memory. A change is checked against the topic's end, written, acknowledged by Kafka, and then applied by
 reading it back, so what a caller was told survives a crash. As with the other registries one process writes at a time.
+
+Who asks needs the password, also on this machine: others may have accounts on it, and a page in somebody's browser can send requests to
+it, too, so requests that a page of elsewhere makes are refused whatever they bring.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hmac
+import ipaddress
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from caudal.schemas._registry_log import Log
 from caudal.schemas._registry_state import Record, Refused, State, Version, records
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from caudal.errors import CaudalError
-from caudal.settings import Settings
+from caudal.errors import BadSettings, CaudalError
+from caudal.settings import RegistrySettings, Settings
 
 __all__ = ["build", "serve"]
 
@@ -70,13 +82,90 @@ class Store:
             self._state.apply(record)
 
 
+@dataclass(frozen=True)
+class Access:
+    """Who may ask: with this user and password; `local` when only this machine's own names for itself are good in `Host`."""
+
+    user: str
+    password: str
+    local: bool = True
+
+    @classmethod
+    def of(cls, settings: RegistrySettings) -> Access:
+        """What the settings say.
+
+        Raises:
+            BadSettings: no password is set.
+        """
+        password = settings.password.get_secret_value() if settings.password else ""
+        if not (settings.username and password):
+            raise BadSettings(
+                "the schema registry serves nobody without a password",
+                hint="CAUDAL_REGISTRY__USERNAME and CAUDAL_REGISTRY__PASSWORD, the same for it and for those who ask it",
+            )
+        return cls(settings.username, password, local=_is_loopback(settings.host))
+
+    def refusal(self, method: str, headers: Headers) -> Refused | None:
+        """Why a request is not served, if it isn't."""
+        if self.local and not _is_loopback(headers.get("host", "")):
+            return Refused(403, "HTTP 403 Forbidden: this is not the registry of that host")
+        if "origin" in headers or headers.get("sec-fetch-site", "none") != "none":
+            return Refused(403, "HTTP 403 Forbidden: pages of elsewhere have no business here")
+        if not self._let_in(headers.get("authorization", "")):
+            return Refused(40101, "User cannot access the resource")
+        if method in ("POST", "PUT") and not _is_json(headers.get("content-type", "")):
+            return Refused(415, "HTTP 415 Unsupported Media Type: the body must say that it is JSON")
+        return None
+
+    def _let_in(self, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        try:
+            known = base64.b64decode(given, validate=True)
+        except (ValueError, binascii.Error):
+            return False
+        return scheme.lower() == "basic" and hmac.compare_digest(known, f"{self.user}:{self.password}".encode())
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host, with or without a port, is this machine by a name that no name server can give to another."""
+    try:
+        name = host if host.count(":") > 1 and "[" not in host else urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_json(content_type: str) -> bool:
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+class _Guard:
+    """Serves nothing, whatever the path and method, to who isn't let in."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refused := self._access.refusal(scope["method"], Headers(scope=scope))):
+            answer = _refusal(refused)
+            if answer.status_code == 401:
+                answer.headers["WWW-Authenticate"] = 'Basic realm="caudal schema registry"'
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 def build(settings: Settings) -> Starlette:
     """The registry as an ASGI app; the topic has been read when it returns.
 
     Raises:
+        BadSettings: no password is set.
         BrokerUnavailable: the brokers can't be reached.
     """
-    return build_over(Store(Log(settings.kafka)))
+    access = Access.of(settings.registry)
+    return build_over(Store(Log(settings.kafka)), access)
 
 
 def serve(settings: Settings) -> None:
@@ -87,7 +176,7 @@ def serve(settings: Settings) -> None:
     uvicorn.run(build(settings), host=address.host, port=address.port, log_level="warning", access_log=False)
 
 
-def build_over(store: Store) -> Starlette:
+def build_over(store: Store, access: Access) -> Starlette:
     """The app over an opened store."""
 
     @asynccontextmanager
@@ -98,6 +187,7 @@ def build_over(store: Store) -> Starlette:
     return Starlette(
         routes=list(_routes(store)),
         lifespan=lifespan,
+        middleware=[Middleware(_Guard, access=access)],
         exception_handlers={Refused: _refused, HTTPException: _http_error, CaudalError: _store_failed},
     )
 
@@ -287,6 +377,10 @@ def _compact(value: Any) -> bytes:
 
 async def _refused(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, Refused)
+    return _refusal(exc)
+
+
+def _refusal(exc: Refused) -> Response:
     status = exc.code if exc.code < 1000 else exc.code // 100
     return _answer({"error_code": exc.code, "message": exc.message}, status)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from caudal import postgres
 from caudal.errors import CaudalError, ReplayRefused, ReplayRunning
-from caudal.settings import Settings
+from caudal.settings import Settings, environment
 
 __all__ = ["Replays", "Start", "add"]
 
@@ -151,7 +150,7 @@ class Replays:
             # no process of asyncio's: that one would be killed with the event loop
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own command line; it returns at once
                 [sys.executable, "-m", "caudal.cli", "replay", *words],
-                env=_environment(self._settings), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+                env=environment(self._settings), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
                 start_new_session=True,  # it goes on when this process is stopped
             )  # fmt: skip
             _started[:] = [one for one in _started if one.poll() is None] + [process]
@@ -174,18 +173,6 @@ def _refused(said: str) -> Problem:
     lines = [line.removeprefix("caudal: ") for line in said.splitlines() if line.startswith("caudal: ")]
     code, _, detail = (lines[-1] if lines else "replay_failed: the replay ended; its log says why").partition(": ")
     return Problem(503 if code in {"broker_unavailable", "database_unavailable"} else 409, code, detail)
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """The environment in which a child has these settings."""
-    return os.environ | {
-        "CAUDAL_HOME": str(settings.home),
-        "CAUDAL_CONFIG_FILE": str(settings.config_file),
-        "CAUDAL_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers or "",
-        "CAUDAL_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
-        "CAUDAL_POSTGRES__DSN": postgres.dsn(settings.postgres),
-        **({"CAUDAL_REGISTRY__URL": settings.registry.url} if settings.registry.url else {}),
-    }
 
 
 def add(app: FastAPI, replays: Replays, operates: Any, errors: dict[int | str, dict[str, Any]]) -> None:

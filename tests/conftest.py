@@ -108,13 +108,9 @@ def own_settings(servers: Settings) -> Callable[[Path], AbstractContextManager[S
         fresh = caudal_settings.load(
             home=folder / "home",
             config_file=folder / "caudal.toml",
-            kafka={
-                "bootstrap_servers": servers.kafka.bootstrap_servers,
-                "topic_prefix": f"{name}.",
-                "partitions": PARTITIONS,
-            },
+            kafka=servers.kafka.model_dump() | {"topic_prefix": f"{name}.", "partitions": PARTITIONS},
             postgres={"dsn": _database(servers, name).dsn},
-            registry={"url": servers.registry.url},
+            registry=servers.registry.model_dump(),
             edge={"port": 0},
             serving={"port": 0},
         )

@@ -1,4 +1,9 @@
-"""The embedded Apache Kafka: broker and controller in one process, on the bundled Java."""
+"""The embedded Apache Kafka: broker and controller in one process, on the bundled Java, with a password.
+
+Clients prove with SCRAM that they know it, and the broker proves it to them: a program that takes the port of a broker that is gone
+learns nothing. SCRAM's credentials are kept in the cluster's own metadata, so the broker itself, which needs some to begin with, speaks
+PLAIN to itself; so do we once after each start, to set them.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +14,37 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from caudal import kafka
-from caudal._embedded import _jars, _processes
-from caudal.errors import EmbeddedServerFailed
+from caudal._embedded import _jars, _private, _processes
+from caudal.errors import CaudalError, EmbeddedServerFailed
 from caudal.settings import KafkaSettings, Settings
 
-__all__ = ["java", "server"]
+__all__ = ["client", "java", "server"]
+
+USER = "caudal"
+MECHANISM = "SCRAM-SHA-256"
+UNSET = "password.unset"
+"""Stands beside the password from a start until the broker has been told it."""
+_QUIET = KafkaSettings(options={"log_level": "0"})  # nobody wants to read that it isn't there yet
 
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=CLIENTS://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=CLIENTS://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+inter.broker.listener.name=CLIENTS
+listener.security.protocol.map=CONTROLLER:SASL_PLAINTEXT,CLIENTS:SASL_PLAINTEXT
+sasl.mechanism.controller.protocol=PLAIN
+sasl.mechanism.inter.broker.protocol=PLAIN
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256
+listener.name.controller.sasl.enabled.mechanisms=PLAIN
+listener.name.controller.plain.sasl.jaas.config={plain}
+listener.name.clients.plain.sasl.jaas.config={plain}
+listener.name.clients.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 log.dirs={data}
 auto.create.topics.enable=false
 num.partitions=8
@@ -47,6 +68,11 @@ num.io.threads=4
 background.threads=4
 log.cleaner.dedupe.buffer.size=33554432
 """
+
+_PLAIN = (
+    "org.apache.kafka.common.security.plain.PlainLoginModule required"
+    ' username="{user}" password="{password}" user_{user}="{password}";'
+)
 
 _LOG4J = """\
 status = error
@@ -85,51 +111,91 @@ def server(settings: Settings, say: Callable[[str], None] | None = None) -> _pro
         port=settings.embedded.kafka_port,
         port_setting="CAUDAL_EMBEDDED__KAFKA_PORT",
         logs=(home / "logs" / "kafka.out", home / "logs" / "kafka.log"),
-        start=lambda port: _start(settings, home, marker, port, say),
-        answers=lambda run: _answers(run.port),
+        prepare=lambda port: _prepare(settings, home, marker, port, say),
+        answers=lambda run: _answers(home, run.port),
+        details={"mechanism": MECHANISM},  # one that a former release started asks for no password
     )
 
 
-def _answers(port: int) -> bool:
-    quiet = {"log_level": "0"}  # nobody wants to read that it isn't there yet
-    return kafka.answers(KafkaSettings(bootstrap_servers=f"{_processes.HOST}:{port}", options=quiet), timeout_s=2)
+def client(settings: KafkaSettings, home: Path, port: int) -> KafkaSettings:
+    """These settings, for the broker of this home.
+
+    Raises:
+        EmbeddedServerFailed: its password can't be read.
+    """
+    try:
+        password = (home / "kafka" / "password").read_text()
+    except OSError as exc:
+        raise EmbeddedServerFailed(f"Kafka's password can't be read: {exc.strerror}") from exc
+    ours = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": MECHANISM, "sasl.username": USER}
+    return settings.model_copy(
+        update={
+            "bootstrap_servers": f"{_processes.HOST}:{port}",
+            "options": {**settings.options, **ours},
+            "password": SecretStr(password),
+        }
+    )
 
 
-def _start(settings: Settings, home: Path, marker: str, port: int, say: Callable[[str], None] | None) -> int:
+def _answers(home: Path, port: int) -> bool:
+    ours = client(_QUIET, home, port)
+    unset = home / "kafka" / UNSET
+    if unset.exists():
+        plain = ours.model_copy(update={"options": {**ours.options, "sasl.mechanism": "PLAIN"}})
+        if not kafka.answers(plain, timeout_s=2):
+            return False
+        try:
+            kafka.set_password(plain, USER, MECHANISM)
+        except CaudalError:
+            return False
+        unset.unlink(missing_ok=True)
+    return kafka.answers(ours, timeout_s=2)
+
+
+def _prepare(
+    settings: Settings, home: Path, marker: str, port: int, say: Callable[[str], None] | None
+) -> Callable[[], int]:
     program = java(settings)
     folder = settings.embedded.jars_dir or _jars.default_folder()
     classpath = ":".join(map(str, _jars.classpath(folder.resolve(), _jars.pinned(), say=say)))
-    kafka_home = home / "kafka"
+    kafka_home = _private.folder(home / "kafka")
     temporary = kafka_home / "tmp"  # compression libraries are unpacked there at every start
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    _private.folder(temporary)
     log4j = kafka_home / "log4j2.properties"
-    log4j.write_text(_LOG4J.format(log=home / "logs" / "kafka.log"))
+    _private.write(log4j, _LOG4J.format(log=home / "logs" / "kafka.log"))
     base = [program, "-cp", classpath, "-Djava.awt.headless=true", f"-Djava.io.tmpdir={temporary}"]
     base += [f"-Dlog4j2.configurationFile={log4j}", "--enable-native-access=ALL-UNNAMED"]
+    base += ["-XX:-UsePerfData"]  # a file in the machine's /tmp that nobody here reads
 
     data = kafka_home / "data"
+    plain = _PLAIN.format(user=USER, password=_private.secret(kafka_home / "password"))
     if not data.exists():
-        _format(base, kafka_home, data)
+        _format(base, kafka_home, data, plain)
+    (kafka_home / UNSET).touch(mode=0o600)
     properties = kafka_home / "server.properties"
-    properties.write_text(_PROPERTIES.format(port=port, controller_port=_processes.free_port(), data=data))
+    controller_port = _processes.free_port()
+    _private.write(
+        properties, _PROPERTIES.format(port=port, controller_port=controller_port, data=data, plain=plain)
+    )
     heap = settings.embedded.kafka_heap_mb
     memory = [f"-Xmx{heap}m", f"-Xms{min(heap, 256)}m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"]
-    return _processes.spawn([*base, *memory, marker, "kafka.Kafka", str(properties)], home / "logs" / "kafka.out")
+    command = [*base, *memory, marker, "kafka.Kafka", str(properties)]
+    return lambda: _processes.spawn(command, home / "logs" / "kafka.out")
 
 
-def _format(base: list[str], kafka_home: Path, data: Path) -> None:
+def _format(base: list[str], kafka_home: Path, data: Path, plain: str) -> None:
     """Make the data folder; it gets its name when it is whole."""
     fresh = kafka_home / "data.new"
     shutil.rmtree(fresh, ignore_errors=True)
     properties = kafka_home / "format.properties"
-    properties.write_text(_PROPERTIES.format(port=1, controller_port=2, data=fresh))
+    _private.write(properties, _PROPERTIES.format(port=1, controller_port=2, data=fresh, plain=plain))
     # an id that begins with a dash would be read as an option
     cluster_id = urlsafe_b64encode(b"C" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
     quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
     command = [*base, *quick, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(properties)]
     done = subprocess.run(  # noqa: S603 - our own command
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, umask=_private.UMASK
     )
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()

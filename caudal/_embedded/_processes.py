@@ -16,7 +16,10 @@ from typing import Any, Literal
 
 import psutil
 
+from caudal._embedded import _private
 from caudal.errors import EmbeddedServerFailed
+from caudal.settings import PREFIX
+from caudal.stopping import held_back
 
 __all__ = ["Run", "Server", "ServerName", "await_ready", "find", "launch", "running", "spawn", "stop"]
 
@@ -38,12 +41,13 @@ class Run:
     details: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Server:
     """One server of one home folder.
 
     `marker` is a whole argument of its command line that no other process has: a process is ours if and only if it has
-    it. A pid alone proves nothing, the system may have given it to another.
+    it. A pid alone proves nothing, the system may have given it to another. `prepare` readies everything for a port, which
+    may take long, and gives what starts the process at once and tells its pid.
     """
 
     name: ServerName
@@ -53,7 +57,7 @@ class Server:
     port: int
     port_setting: str
     logs: tuple[Path, ...]
-    start: Callable[[int], int]
+    prepare: Callable[[int], Callable[[], int]]
     answers: Callable[[Run], bool]
     stop_signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGKILL)
     details: Mapping[str, str] = field(default_factory=dict)
@@ -64,14 +68,20 @@ class Server:
 
 
 def spawn(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, **options: Any) -> int:
-    """Start a process of its own session with its output in `log`; returns its pid."""
-    with log.open("ab") as output:
+    """Start a process of its own session with its output in `log`; returns its pid. What it writes is its account's alone.
+
+    Without `env` it gets our environment but for Caudal's settings and secrets, which are none of its business.
+    """
+    if env is None:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    with os.fdopen(os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600), "ab") as output:
         launcher = subprocess.run(  # noqa: S603 - the callers' own commands
             ["/bin/sh", "-c", _LAUNCHER, "sh", *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
             env=env,
+            umask=_private.UMASK,
             start_new_session=True,
             check=True,
             **options,
@@ -117,10 +127,12 @@ def launch(server: Server) -> Run:
     if last is not None:
         _await_end([last.pid])
     port = _choose_port(server, last.port if last else 0)
-    run = Run(server.start(port), port, dict(server.details))
-    temporary = server.run_file.with_suffix(".new")
-    temporary.write_text(json.dumps(asdict(run)))
-    temporary.replace(server.run_file)
+    start = server.prepare(port)
+    with held_back():  # a process in the middle of its birth can't be found
+        run = Run(start(), port, dict(server.details))
+        temporary = server.run_file.with_suffix(".new")
+        _private.write(temporary, json.dumps(asdict(run)))
+        temporary.replace(server.run_file)
     return run
 
 

@@ -1,21 +1,24 @@
-"""The embedded schema registry as a process: `python -m caudal._embedded._registry PORT --embedded-in=HOME`."""
+"""The embedded schema registry as a process, with a password: `python -m caudal._embedded._registry PORT --embedded-in=HOME`."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
+from pathlib import Path
 
 from pydantic import SecretStr
 
-from caudal._embedded import _processes
-from caudal.settings import KafkaSettings, Settings, load
+from caudal._embedded import _private, _processes
+from caudal.errors import EmbeddedServerFailed
+from caudal.settings import RegistrySettings, Settings, environment, load
 
-__all__ = ["address", "answers", "server"]
+__all__ = ["address", "answers", "client", "server"]
+
+USER = "caudal"
 
 
 def server(settings: Settings) -> _processes.Server:
@@ -23,9 +26,12 @@ def server(settings: Settings) -> _processes.Server:
     home = settings.home.resolve()
     marker = f"--embedded-in={home}"
 
-    def start(port: int) -> int:
+    def prepare(port: int) -> Callable[[], int]:
+        _private.secret(_private.folder(home / "registry") / "password")
+        access = {"registry": client(settings.registry, home, port)}
+        env = environment(settings.model_copy(update=access))
         command = [sys.executable, "-m", __name__, str(port), marker]
-        return _processes.spawn(command, home / "logs" / "registry.out", env=_environment(settings.kafka))
+        return lambda: _processes.spawn(command, home / "logs" / "registry.out", env=env)
 
     return _processes.Server(
         name="registry",
@@ -35,11 +41,25 @@ def server(settings: Settings) -> _processes.Server:
         port=settings.registry.port,
         port_setting="CAUDAL_REGISTRY__PORT",
         logs=(home / "logs" / "registry.out",),
-        start=start,
+        prepare=prepare,
         answers=lambda run: answers(f"http://{_processes.HOST}:{run.port}"),
-        # a registry that knows only the broker's former address is of no use
-        details={"bootstrap_servers": settings.kafka.bootstrap_servers or ""},
+        # a registry that knows only the broker's former address is of no use; one of a former release asks for no password
+        details={"bootstrap_servers": settings.kafka.bootstrap_servers or "", "access": "basic"},
     )
+
+
+def client(settings: RegistrySettings, home: Path, port: int) -> RegistrySettings:
+    """These settings, for the registry of this home.
+
+    Raises:
+        EmbeddedServerFailed: its password can't be read.
+    """
+    try:
+        password = (home / "registry" / "password").read_text()
+    except OSError as exc:
+        raise EmbeddedServerFailed(f"the schema registry's password can't be read: {exc.strerror}") from exc
+    access = {"url": f"http://{_processes.HOST}:{port}", "username": USER, "password": SecretStr(password)}
+    return settings.model_copy(update=access)
 
 
 def answers(url: str) -> bool:
@@ -59,18 +79,6 @@ def address(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _environment(kafka: KafkaSettings) -> dict[str, str]:
-    """Our environment, with these settings of Kafka instead of what it says."""
-    prefix = "CAUDAL_KAFKA__"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
-    for name, value in kafka:
-        if isinstance(value, SecretStr):
-            environment[prefix + name.upper()] = value.get_secret_value()
-        elif value is not None:
-            environment[prefix + name.upper()] = json.dumps(value) if isinstance(value, dict) else str(value)
-    return environment
-
-
 def _main() -> None:
     import uvicorn
 
@@ -80,7 +88,11 @@ def _main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--embedded-in", required=True, help="tells this process from others")
     port: int = parser.parse_args().port
-    uvicorn.run(build(load()), host=_processes.HOST, port=port, log_level="warning", access_log=False)
+    uvicorn.run(build(_here(load())), host=_processes.HOST, port=port, log_level="warning", access_log=False)
+
+
+def _here(settings: Settings) -> Settings:
+    return settings.model_copy(update={"registry": settings.registry.model_copy(update={"host": _processes.HOST})})
 
 
 if __name__ == "__main__":

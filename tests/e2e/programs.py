@@ -13,26 +13,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from caudal import postgres
+from caudal import settings as caudal_settings
 from caudal.settings import Settings
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
     """The environment in which a command has these settings."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("CAUDAL_")}
     own = {
-        "CAUDAL_HOME": str(settings.home),
-        "CAUDAL_CONFIG_FILE": str(settings.config_file),
-        "CAUDAL_KAFKA__BOOTSTRAP_SERVERS": str(settings.kafka.bootstrap_servers),
-        "CAUDAL_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
-        "CAUDAL_KAFKA__PARTITIONS": str(settings.kafka.partitions),
-        "CAUDAL_POSTGRES__DSN": postgres.dsn(settings.postgres),
-        "CAUDAL_REGISTRY__URL": str(settings.registry.url),
+        **caudal_settings.environment(settings),
         "CAUDAL_EDGE__PORT": "0",
         "CAUDAL_SERVING__PORT": "0",
         "CAUDAL_WORKER__SESSION_TIMEOUT_MS": "6000",  # the least that brokers take: a killed worker is missed sooner
     }
-    return {**clean, **own, **more, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{clean.get('PATH', '')}"}
+    return {**own, **more, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', '')}"}
 
 
 def caudal(settings: Settings, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -99,7 +99,7 @@ class Stack:
         ports = [_processes.free_port() for _ in range(2)]
         self.kafka = Proxy(self._loop, ports[0])
         properties = _broker._PROPERTIES.replace(
-            "advertised.listeners=PLAINTEXT://127.0.0.1:{port}", f"advertised.listeners=PLAINTEXT://127.0.0.1:{self.kafka.port}"
+            "advertised.listeners=CLIENTS://127.0.0.1:{port}", f"advertised.listeners=CLIENTS://127.0.0.1:{self.kafka.port}"
         )  # fmt: skip
         for long, short in _SHORT.items():
             assert long in properties

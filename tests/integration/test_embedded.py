@@ -21,8 +21,9 @@ import psutil
 import psycopg
 import pytest
 from confluent_kafka import TopicPartition
-from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+from confluent_kafka.schema_registry import Schema
 from psycopg.conninfo import make_conninfo
+from test_registry import confluent
 
 from caudal import embedded, kafka, postgres
 from caudal import settings as caudal_settings
@@ -81,8 +82,7 @@ def test_everything_comes_back_after_kill_9_and_nothing_is_left_after_down(home:
     del producer
     with postgres.connect(ready.postgres, role="tests") as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
-    assert ready.registry.url is not None
-    with SchemaRegistryClient({"url": ready.registry.url}) as registry:
+    with confluent(ready) as registry:
         schema_id = registry.register_schema("kept", Schema('"string"', "AVRO"))
 
     pids = _pids(configured)
@@ -99,7 +99,7 @@ def test_everything_comes_back_after_kill_9_and_nothing_is_left_after_down(home:
     assert message.value() == b"kept"
     consumer.close()
     assert _query(again, "SELECT n FROM kept") == 42
-    with SchemaRegistryClient({"url": ready.registry.url}) as registry:
+    with confluent(ready) as registry:
         assert registry.get_schema(schema_id).schema_str == '"string"'
 
     assert sorted(embedded.down(configured)) == ["kafka", "postgres", "registry"]

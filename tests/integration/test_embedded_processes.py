@@ -49,7 +49,7 @@ def _server(home: Path, program: str = LISTEN, *arguments: str, port: int = 0) -
         port=port,
         port_setting="CAUDAL_EMBEDDED__KAFKA_PORT",
         logs=(log,),
-        start=lambda port: _processes.spawn([sys.executable, "-c", program, str(port), marker, *arguments], log),
+        prepare=lambda port: lambda: _processes.spawn([sys.executable, "-c", program, str(port), marker, *arguments], log),
         answers=lambda run: True,
     )
 

@@ -89,7 +89,7 @@ def test_confluents_client_reads_and_writes_what_we_do(settings: Settings) -> No
     ours = Registry(settings)
     codec = Codec(ours)
     message = codec.encode(topic, "SegmentChanged", row)
-    with SchemaRegistryClient({"url": settings.registry.url}) as theirs:
+    with confluent(settings) as theirs:
         context = SerializationContext(topic, MessageField.VALUE)
         assert AvroDeserializer(theirs)(message, context) == row
         serialize = AvroSerializer(
@@ -105,7 +105,7 @@ def test_confluents_client_works_against_it(settings: Settings) -> None:
     subject = f"{settings.kafka.topic_prefix}s"
     v1 = Schema('{"type":"record","name":"R","fields":[{"name":"a","type":"string"}]}', "AVRO")
     worse = Schema('{"type":"record","name":"R","fields":[{"name":"b","type":"long"}]}', "AVRO")
-    with SchemaRegistryClient({"url": settings.registry.url}) as client:
+    with confluent(settings) as client:
         schema_id = client.register_schema(subject, v1)
         assert json.loads(client.get_schema(schema_id).schema_str or "") == json.loads(v1.schema_str or "")
         assert client.lookup_schema(subject, v1).version == 1
@@ -147,12 +147,19 @@ def test_what_was_registered_survives_a_restart(settings: Settings) -> None:
 def test_an_incompatible_contract_stops_the_start_with_the_reason(settings: Settings) -> None:
     subject = f"{kafka.topic(settings.kafka, kafka.CHANGES)}-caudal.events.OrderStated"
     other = '{"type":"record","name":"OrderStated","namespace":"caudal.events","fields":[{"name":"order_id","type":"long"}]}'
-    with SchemaRegistryClient({"url": settings.registry.url}) as client:
+    with confluent(settings) as client:
         client.register_schema(subject, Schema(other, "AVRO"))
     registry = Registry(settings)
     with pytest.raises(IncompatibleSchema, match="type_mismatch"):
         registry.register_all([kafka.CHANGES])
     registry.close()
+
+
+def confluent(settings: Settings) -> SchemaRegistryClient:
+    registry = settings.registry
+    assert registry.password is not None
+    access = f"{registry.username}:{registry.password.get_secret_value()}"
+    return SchemaRegistryClient({"url": registry.url, "basic.auth.user.info": access})
 
 
 def at(settings: Settings, url: str) -> Settings:

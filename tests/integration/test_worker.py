@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from captures import capture, events, links_by_log, links_by_table
 from caudal.schemas.codec import Codec, Registry
 
 from caudal import kafka, postgres
-from caudal.settings import Settings
+from caudal.settings import Settings, environment
 
 ORDER = json.loads((Path(__file__).parents[1] / "connectors/shopify/orders.create.json").read_text())["delivery"][
     "body"
@@ -34,17 +33,7 @@ class Workers:
         self.running: list[subprocess.Popen[str]] = []
 
     def start(self, *roles: str) -> subprocess.Popen[str]:
-        assert self._settings.postgres.dsn is not None
-        env = {name: value for name, value in os.environ.items() if not name.startswith("CAUDAL_")} | {
-            "CAUDAL_HOME": str(self._settings.home),
-            "CAUDAL_CONFIG_FILE": str(self._settings.config_file),
-            "CAUDAL_KAFKA__BOOTSTRAP_SERVERS": str(self._settings.kafka.bootstrap_servers),
-            "CAUDAL_KAFKA__TOPIC_PREFIX": self._settings.kafka.topic_prefix,
-            "CAUDAL_KAFKA__PARTITIONS": str(self._settings.kafka.partitions),
-            "CAUDAL_POSTGRES__DSN": self._settings.postgres.dsn.get_secret_value(),
-            "CAUDAL_REGISTRY__URL": str(self._settings.registry.url),
-            "CAUDAL_LOG_JSON": "true",
-        }
+        env = environment(self._settings) | {"CAUDAL_LOG_JSON": "true"}
         code = (
             "from caudal import settings, telemetry, worker\n"
             "ready = settings.load()\n"

@@ -11,7 +11,7 @@ import fastavro
 import httpx
 import pytest
 from caudal.schemas._compatibility import faults
-from caudal.schemas._registry_server import Store, build_over
+from caudal.schemas._registry_server import Access, Store, build, build_over
 from caudal.schemas._registry_state import Refused, compact
 from caudal.schemas._types import FOLDER, schema_of
 from caudal.schemas.codec import Codec, Registry
@@ -53,6 +53,18 @@ class Log:
         pass
 
 
+ACCESS = Access("caudal", "word")
+LOCAL = "http://127.0.0.1:8081"
+JSON = {"content-type": "application/json"}
+
+
+def client_of(topic: Topic) -> TestClient:
+    app = build_over(Store(topic.open()), ACCESS)  # type: ignore[arg-type] # stands in for the Kafka log
+    client = TestClient(app, LOCAL)
+    client.auth = (ACCESS.user, ACCESS.password)
+    return client
+
+
 def record(*fields: tuple[str, Any], name: str = "R", **more: Any) -> str:
     return json.dumps({"type": "record", "name": name, "fields": [{"name": n, "type": t} | more for n, t in fields]})
 
@@ -75,7 +87,7 @@ def topic() -> Topic:
 
 @pytest.fixture
 def client(topic: Topic) -> Iterator[TestClient]:
-    with TestClient(build_over(Store(topic.open()))) as client:  # type: ignore[arg-type] # stands in for the Kafka log
+    with client_of(topic) as client:
         yield client
 
 
@@ -230,7 +242,7 @@ def test_a_wrong_request_is_told_by_confluents_code(
 
 def test_a_body_that_is_not_json_is_told(client: TestClient) -> None:
     for body in (b"", b"\xff{", b"[" * 100_000):
-        assert refused(client.post("/subjects/s/versions", content=body)) == (400, 400)
+        assert refused(client.post("/subjects/s/versions", content=body, headers=JSON)) == (400, 400)
 
 
 def test_lists_come_in_pages(client: TestClient) -> None:
@@ -283,7 +295,7 @@ def test_a_topic_of_another_registry_is_taken_over(topic: Topic) -> None:
     ):
         topic.pairs.append((json.dumps(key).encode(), None if value is None else json.dumps(value).encode()))
     topic.pairs += [(None, b"x"), (b"not json", b"{}"), (b"[]", b"{}")]
-    with TestClient(build_over(Store(topic.open()))) as client:  # type: ignore[arg-type] # stands in for the Kafka log
+    with client_of(topic) as client:
         assert client.get("/subjects").json() == ["p", "s"]
         assert client.get("/schemas/ids/9").json() == {"schema": "message M {}", "schemaType": "PROTOBUF"}
         assert refused(client.post("/subjects/s/versions", json={"schema": BREAKING})) == (409, 409)
@@ -291,7 +303,7 @@ def test_a_topic_of_another_registry_is_taken_over(topic: Topic) -> None:
 
 
 def test_a_second_registry_sees_what_the_first_wrote(client: TestClient, topic: Topic) -> None:
-    with TestClient(build_over(Store(topic.open()))) as second:  # type: ignore[arg-type] # stands in for the Kafka log
+    with client_of(topic) as second:
         register(client, "s", V1)
         assert second.get("/schemas/ids/1").status_code == 200
         assert register(second, "s", V2) == 2
@@ -541,3 +553,103 @@ def test_our_own_schemas_are_good_ones() -> None:
 def test_a_schema_that_an_older_registry_took_is_still_compared() -> None:
     odd = json.dumps({**holder("int"), "fields": [{"name": "a-b", "type": "int", "default": 1}]})
     assert faults(json.dumps(holder("int")), [(1, odd)], "BACKWARD") != []
+
+
+ASKED = [
+    ("GET", "/"),
+    ("GET", "/subjects"),
+    ("HEAD", "/subjects"),
+    ("GET", "/schemas/ids/1"),
+    ("POST", "/subjects/s/versions"),
+    ("PUT", "/config"),
+    ("DELETE", "/subjects/s?permanent=true"),
+    ("TRACE", "/subjects"),
+    ("OPTIONS", "/subjects"),
+    ("GET", "/nowhere"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ASKED)
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "Basic",
+        "Basic !",
+        "Basic Y2F1ZGFs",  # caudal
+        "Basic Y2F1ZGFsOg==",  # caudal:
+        "Basic Y2F1ZGFsOndvcmRz",  # caudal:words
+        "Basic OndvcmQ=",  # :word
+        "Bearer word",
+        "word",
+    ],
+)
+def test_nobody_is_served_without_the_password(topic: Topic, method: str, path: str, authorization: str | None) -> None:
+    with client_of(topic) as client:
+        register(client, "s", V1)
+        written = list(topic.pairs)
+        client.auth = None
+        headers = {**JSON, **({"authorization": authorization} if authorization else {})}
+        answer = client.request(method, path, content=b"{}", headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Basic ")
+        if method != "HEAD":
+            assert answer.json()["error_code"] == 40101
+        assert topic.pairs == written
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8081", "127.0.0.1.evil.example", "10.0.0.1:8081", "", "[", "a:b:c"]
+)
+def test_a_host_that_somebody_made_this_machines_is_refused(client: TestClient, host: str) -> None:
+    assert refused(client.get("/subjects", headers={"host": host})) == (403, 403)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8081", "localhost:8081", "[::1]:8081"])
+def test_the_machines_own_names_are_good(client: TestClient, host: str) -> None:
+    assert client.get("/subjects", headers={"host": host}).status_code == 200
+
+
+def test_a_registry_that_others_reach_takes_any_host_and_still_asks_for_the_password() -> None:
+    far = Access("caudal", "word", local=False)
+    app = build_over(Store(Topic().open()), far)  # type: ignore[arg-type] # stands in for the Kafka log
+    with TestClient(app, "http://registry:8081") as client:
+        assert client.get("/subjects", auth=("caudal", "word")).status_code == 200
+        assert client.get("/subjects").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9999"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+)
+def test_a_request_of_a_page_of_elsewhere_is_refused_with_and_without_the_password(
+    client: TestClient, topic: Topic, headers: dict[str, str]
+) -> None:
+    for auth in (client.auth, None):
+        client.auth = auth
+        assert refused(client.post("/subjects/s/versions", json={"schema": V1}, headers=headers)) == (403, 403)
+    assert not topic.pairs
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "json"]
+)
+def test_a_body_that_a_form_could_send_is_refused(client: TestClient, topic: Topic, content_type: str) -> None:
+    body, headers = json.dumps({"schema": V1, "compatibility": "NONE"}), {"content-type": content_type}
+    assert refused(client.post("/subjects/s/versions", content=body, headers=headers)) == (415, 415)
+    assert refused(client.put("/config", content=body, headers=headers)) == (415, 415)
+    assert not topic.pairs
+
+
+@pytest.mark.parametrize(
+    "registry", [{}, {"username": "caudal"}, {"password": "word"}, {"username": "caudal", "password": ""}]
+)
+def test_no_registry_is_served_without_a_password(registry: dict[str, str]) -> None:
+    with pytest.raises(BadSettings, match="CAUDAL_REGISTRY__PASSWORD"):
+        build(Settings.model_validate({"registry": registry}))
