@@ -180,6 +180,9 @@ def _write(file: Path, content: bytes) -> None:
     """Make the file at once: whoever reads it sees all of it or nothing."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        mode = (
+            file.stat().st_mode & 0o777 if file.exists() else 0o600
+        )  # who may read it besides is the operator's to say
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         part = Path(name)
         try:
@@ -187,7 +190,7 @@ def _write(file: Path, content: bytes) -> None:
                 out.write(content)
                 out.flush()
                 os.fsync(handle)
-            part.chmod(0o644)
+            part.chmod(mode)
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)

@@ -24,7 +24,18 @@ from psycopg_pool import AsyncConnectionPool
 from caudal.errors import Fatal
 from caudal.postgres import translated
 
-__all__ = ["CACHE_S", "BadAccess", "Checker", "Grant", "Scope", "TokenInfo", "create", "list_tokens", "revoke"]
+__all__ = [
+    "CACHE_S",
+    "BadAccess",
+    "Checker",
+    "Grant",
+    "Scope",
+    "TokenInfo",
+    "create",
+    "granted",
+    "list_tokens",
+    "revoke",
+]
 
 CACHE_S = 1.0
 """How long a checked token is believed. Documented is twice as much: a revoked token stops working within 2 s."""
@@ -144,6 +155,20 @@ def revoke(conn: psycopg.Connection[Any], name: str) -> bool:
         return conn.execute(_REVOKE, (name,)).rowcount > 0
 
 
+def granted(conn: psycopg.Connection[Any], token: str) -> Grant | None:
+    """The grant of a valid token; None for one that is malformed, unknown, revoked or expired. For those who are rarely asked.
+
+    Raises:
+        DatabaseUnavailable: PostgreSQL can't be reached.
+    """
+    if not _SHAPE.fullmatch(token):
+        return None
+    digest = _digest(token)
+    with translated():
+        grant = _grant(conn.execute(_CHECK, {"hash": digest}).fetchone(), digest)
+    return None if grant is None or grant.expired(datetime.now(UTC)) else grant
+
+
 class Checker:
     """Says what a token allows, asking PostgreSQL at most once a second per token."""
 
@@ -175,10 +200,13 @@ class Checker:
     async def _ask(self, digest: bytes) -> Grant | None:
         with translated():
             async with self._pool.connection() as conn:
-                row = await (await conn.execute(_CHECK, {"hash": digest})).fetchone()
-        if row is None or not hmac.compare_digest(bytes(row[0]), digest):
-            return None
-        return Grant(name=row[1], scopes=frozenset(row[2]), expires_at=row[3])
+                return _grant(await (await conn.execute(_CHECK, {"hash": digest})).fetchone(), digest)
+
+
+def _grant(row: tuple[Any, ...] | None, digest: bytes) -> Grant | None:
+    if row is None or not hmac.compare_digest(bytes(row[0]), digest):
+        return None
+    return Grant(name=row[1], scopes=frozenset(row[2]), expires_at=row[3])
 
 
 def _digest(token: str) -> bytes:

@@ -1,4 +1,6 @@
-"""One HTTP connection of the edge and of the API, with limits for those who send: no head without end, and none that takes for ever.
+"""What HTTP servers of ours have in common.
+
+One connection of the edge and of the API, with limits for those who send: no head without end, and none that takes for ever.
 
 Uvicorn bounds how long a connection idles between requests, and nothing else: a sender that says nothing, or a byte now and then, would
 keep its connection, and a head may grow until memory is full.
@@ -7,11 +9,16 @@ keep its connection, and a head may grow until memory is full.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["HEAD_MAX_BYTES", "REQUEST_S", "SAFE_HEADERS", "Connection"]
+from caudal.errors import BadSettings
+
+__all__ = ["HEAD_MAX_BYTES", "REQUEST_S", "SAFE_HEADERS", "Connection", "is_loopback", "listen"]
 
 SAFE_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -29,6 +36,29 @@ REQUEST_S = 30.0
 
 _SAFE = "".join(f"{name}: {value}\r\n" for name, value in SAFE_HEADERS.items()).encode()
 _REFUSED = b"HTTP/1.1 %b\r\n" + _SAFE + b"content-length: 0\r\nconnection: close\r\n\r\n"
+
+
+UNREAD_MS = 60_000
+"""How long the kernel keeps a connection whose other end takes nothing."""
+
+
+def listen(host: str, port: int, *, title: str, setting: str) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        BadSettings: the address can't be listened on: taken, not this machine's, or not for this user.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", None) or "no such address"
+        raise BadSettings(
+            f"{title} can't listen on {host}:{port}: {reason}", hint=f"{setting}=0 takes a free port"
+        ) from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)  # accepted connections inherit it
+    return listener
 
 
 class _Closed(list[Any]):
@@ -101,3 +131,12 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._watch = self.loop.call_later(self.request_s / 4, self._look)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, with or without a port, is this machine by a name that no name server can give to another."""
+    try:
+        name = host if host.count(":") > 1 and "[" not in host else urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -6,15 +6,18 @@ They run in the background, outlive who started them, and keep everything in `se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock
 from pydantic import SecretStr
 
-from caudal import kafka
+from caudal import kafka, postgres, presence
 from caudal._embedded import _broker, _database, _jars, _private, _processes, _registry
 from caudal._embedded._processes import HOST, Run, Server, ServerName
 from caudal.errors import EmbeddedServerFailed
@@ -22,7 +25,10 @@ from caudal.settings import Settings
 from caudal.stopping import held_back
 from caudal.telemetry import Log, logger
 
-__all__ = ["ServerStatus", "down", "ensure", "resolve", "running", "status"]
+__all__ = ["BORROWER", "ServerStatus", "borrowed", "down", "ensure", "resolve", "running", "starting", "status"]
+
+BORROWER = "run"
+"""The name under which `caudal run` stands in the home's list of processes."""
 
 
 State = Literal["running", "stopped", "unreachable"]
@@ -59,10 +65,49 @@ def ensure(settings: Settings, progress: Callable[[str], None] | None = None) ->
     with _lock(settings):
         try:
             return _ensure(settings, say, started)
-        except BaseException:  # also Ctrl-C: what we began goes away again, what ran before stays
+        except BaseException as exc:  # also Ctrl-C: what we began goes away again, what ran before stays
             with held_back():
                 _stop({server: _processes.find(server.marker) for server in started})
+            if isinstance(exc, OSError):  # no room, no right
+                raise _unusable(settings, exc) from exc
             raise
+
+
+@contextmanager
+def starting(settings: Settings, progress: Callable[[str], None] | None = None) -> Iterator[Settings]:
+    """As `ensure`, for what has to be done before the servers may be left to themselves: if it fails, those it started stop again."""
+    before = running(settings)
+    try:
+        yield ensure(settings, progress)
+    except BaseException:  # also SIGTERM
+        _give_back(settings, before)
+        raise
+
+
+@contextmanager
+def borrowed(settings: Settings, progress: Callable[[str], None] | None = None) -> Iterator[Settings]:
+    """As `ensure`, while the block runs: the servers that weren't up before stop with it, unless others use them by then.
+
+    Those that a borrower had started who was killed are taken over.
+    """
+    home = settings.home
+    before = running(settings)
+    for other in presence.killed(home, BORROWER):
+        before -= set(other.details.get("servers", "").split(","))
+    servers = ",".join(sorted({"kafka", "postgres", "registry"} - before))
+    with presence.announced(home, BORROWER, details={"servers": servers}):
+        presence.forget(home, BORROWER)
+        try:
+            yield ensure(settings, progress)
+        finally:
+            others = [one for one in presence.alive(home) if one.pid != os.getpid()]
+            if not others:
+                _give_back(settings, before)
+
+
+def _give_back(settings: Settings, before: set[ServerName]) -> None:
+    if running(settings) - before:
+        down(settings, keep=before)
 
 
 def resolve(settings: Settings) -> Settings:
@@ -160,13 +205,24 @@ def _lock(settings: Settings) -> FileLock:
     home = settings.home.resolve()
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if {entry.name for entry in home.iterdir()} <= _OURS:  # nothing of others is in it, so nobody else needs to get in
+        if {
+            entry.name for entry in home.iterdir()
+        } <= _OURS:  # nothing of others is in it, so nobody else needs to get in
             _private.folder(home)
         for name in ("run", "logs"):
             _private.folder(home / name)
+        lock = FileLock(home / "run" / "lock")
+        with lock:  # a folder that can't be written tells so here
+            return lock
     except OSError as exc:
-        raise EmbeddedServerFailed(f"the home folder {home} can't be used: {exc.strerror}", hint="CAUDAL_HOME") from exc
-    return FileLock(home / "run" / "lock")
+        raise _unusable(settings, exc) from exc
+
+
+def _unusable(settings: Settings, exc: OSError) -> EmbeddedServerFailed:
+    at = f" ({exc.filename})" if exc.filename and Path(exc.filename) != settings.home else ""
+    return EmbeddedServerFailed(
+        f"the home folder {settings.home} can't be used: {exc.strerror or type(exc).__name__}{at}", hint="CAUDAL_HOME"
+    )
 
 
 def _servers(settings: Settings) -> list[Server]:
@@ -212,7 +268,7 @@ def _postgres_status(settings: Settings) -> ServerStatus:
     version = _database.version(settings.postgres)
     state: State = "unreachable" if version is None else "running"
     return ServerStatus(
-        "postgres", embedded=False, state=state, address=_database.address(settings.postgres), version=version
+        "postgres", embedded=False, state=state, address=postgres.address(settings.postgres), version=version
     )
 
 

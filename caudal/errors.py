@@ -10,8 +10,10 @@ from __future__ import annotations
 __all__ = [
     "BadSchema",
     "BadSettings",
+    "BrokerRefused",
     "BrokerUnavailable",
     "CaudalError",
+    "DatabaseRefused",
     "DatabaseUnavailable",
     "DecisionRefused",
     "EmbeddedServerFailed",
@@ -29,6 +31,7 @@ __all__ = [
     "ReplayRefused",
     "ReplayRunning",
     "Retryable",
+    "ServersInUse",
     "UndecodableRecord",
     "UninstalledConnector",
     "UnknownConnector",
@@ -77,6 +80,12 @@ class IncompatibleSchema(Fatal):
 
 class EmbeddedServerFailed(Fatal):
     code = "embedded_server_failed"
+
+
+class ServersInUse(Fatal):
+    """The embedded servers can't be stopped while processes use them."""
+
+    code = "servers_in_use"
 
 
 class UnknownSource(Fatal):
@@ -129,6 +138,18 @@ class BrokerUnavailable(Retryable):
 
 class DatabaseUnavailable(Retryable):
     code = "database_unavailable"
+
+
+class BrokerRefused(BrokerUnavailable):
+    """Kafka is there and doesn't let us in as we ask: user, password, protocol. It may after a change at its side."""
+
+    code = "broker_refused"
+
+
+class DatabaseRefused(DatabaseUnavailable):
+    """PostgreSQL is there and doesn't let us in as we ask: user, password, database. It may after a change at its side."""
+
+    code = "database_refused"
 
 
 class RegistryUnavailable(Retryable):

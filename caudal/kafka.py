@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from caudal.errors import BadSettings, BrokerUnavailable, CaudalError, Fatal, LogTruncated
+from caudal.errors import BadSettings, BrokerRefused, BrokerUnavailable, CaudalError, Fatal, LogTruncated
 from caudal.settings import KafkaSettings
 from caudal.telemetry import Log, Seldom
 
@@ -49,6 +50,7 @@ __all__ = [
     "largest",
     "options",
     "producer",
+    "reach",
     "sessions",
     "set_password",
     "start_offsets",
@@ -176,19 +178,75 @@ def admin(settings: KafkaSettings) -> AdminClient:
     )  # nobody polls it: a callback for errors would be a queue that only grows
 
 
-C = TypeVar("C")
+_Client = TypeVar("_Client")
 
 
-def _made(kind: Callable[[dict[str, Any]], C], conf: dict[str, Any]) -> C:
-    """A client.
+def _made(client: Callable[[dict[str, Any]], _Client], conf: dict[str, Any]) -> _Client:
+    try:
+        return client(conf)
+    except KafkaException as exc:
+        said = exc.args[0].str().partition(": ")[2]
+        said = re.sub(r'value ".*"', "value", said)  # it may be a secret
+        raise BadSettings(f"Kafka's client can't be made so: {said}", hint="CAUDAL_KAFKA__OPTIONS") from None
+    except (TypeError, ValueError) as exc:
+        raise BadSettings("Kafka's client can't be made so: a value is no text", hint="CAUDAL_KAFKA__OPTIONS") from exc
+
+
+REACHED_S = 5.0
+
+
+def reach(settings: KafkaSettings, timeout_s: float = REACHED_S) -> None:
+    """Make sure that the brokers can be used, before other work waits for them in vain.
 
     Raises:
-        BadSettings: an option is none, or its value doesn't fit.
+        BadSettings: no client can be made with these options.
+        BrokerUnavailable: they can't be reached in time, or refuse us; the text says why.
     """
-    try:
-        return kind(conf)
-    except KafkaException as exc:
-        raise BadSettings(f"Kafka's client: {exc.args[0].str()}", hint="CAUDAL_KAFKA__OPTIONS") from None
+    said: list[KafkaError] = []
+    client = _made(AdminClient, {**options(settings), "error_cb": said.append, "log_level": 0})
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            if client.list_topics(timeout=0.5).brokers:
+                return
+        except KafkaException as exc:
+            client.poll(0.05)
+            refusal = _refusal(settings, said)
+            if refusal is not None:
+                raise refusal from None
+            if time.monotonic() > until:
+                raise _absence(settings, said or [exc.args[0]]) from None
+
+
+def _refusal(settings: KafkaSettings, said: list[KafkaError]) -> BrokerRefused | None:
+    """The error when trying again can't help; its own texts name addresses, never secrets."""
+    where = f"Kafka at {settings.bootstrap_servers} can't be used"
+    for error in said:
+        text = error.str()
+        if error.code() in {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}:
+            return BrokerRefused(
+                f"{where}: it refuses user or password", hint="CAUDAL_KAFKA__OPTIONS, CAUDAL_KAFKA__PASSWORD"
+            )
+        if error.code() == KafkaError._SSL:
+            return BrokerRefused(
+                f"{where}: no TLS connection as configured",
+                hint="security.protocol and ssl.ca.location in CAUDAL_KAFKA__OPTIONS",
+            )
+        if "security.protocol" in text or error.code() == KafkaError._BAD_MSG:
+            return BrokerRefused(
+                f"{where}: what answers there doesn't speak this protocol",
+                hint="security.protocol in CAUDAL_KAFKA__OPTIONS, or the port is another program's",
+            )
+    return None
+
+
+def _absence(settings: KafkaSettings, said: list[KafkaError]) -> BrokerUnavailable:
+    texts = " ".join(error.str() for error in said)
+    known = {"Failed to resolve": "the host's name isn't known", "Connection refused": "nothing listens there"}
+    reason = next((words for sign, words in known.items() if sign in texts), "no answer in time")
+    return BrokerUnavailable(
+        f"Kafka at {settings.bootstrap_servers} can't be reached: {reason}", hint="CAUDAL_KAFKA__BOOTSTRAP_SERVERS"
+    )
 
 
 _unreachable = Seldom()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -14,10 +16,21 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
-from caudal.errors import DatabaseUnavailable, Fatal
+from caudal.errors import BadSettings, DatabaseRefused, DatabaseUnavailable, Fatal
 from caudal.settings import PostgresSettings
 
-__all__ = ["REFUSED", "Lock", "connect", "let_go_after", "migrate", "opened", "pool", "transaction", "translated"]
+__all__ = [
+    "REFUSED",
+    "Lock",
+    "address",
+    "connect",
+    "let_go_after",
+    "migrate",
+    "opened",
+    "pool",
+    "transaction",
+    "translated",
+]
 
 
 @unique
@@ -79,7 +92,7 @@ def connect(
     Raises:
         DatabaseUnavailable: the server can't be reached.
     """
-    with translated():
+    try:
         return psycopg.connect(
             _patient(settings),
             autocommit=True,
@@ -87,6 +100,44 @@ def connect(
             options="-c timezone=UTC -c jit=off" + (f" -c search_path={schema}" if schema else ""),
             **extra,
         )
+    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+        raise no_connection(settings, exc) from exc
+
+
+_REFUSALS = {
+    r"password authentication failed|no password supplied|SCRAM|authentication method requirement": "it refuses user or password",
+    r'database ".*" does not exist': "it has no such database",
+    r'role ".*" does not exist': "it refuses user or password",
+    r"pg_hba\.conf|permission denied for database": "it doesn't let this user in from here, or not without TLS",
+    r"not support SSL|SSL error|certificate|root\.crt": "no TLS connection as the connection string asks for it",
+    r"invalid .*(value|option)|invalid integer|invalid port": "the connection string holds a value that is none",
+    r"invalid response|expected authentication request|unexpected (message|response)": "what answers there is no PostgreSQL",
+}
+"""What libpq says when trying again can't help, in our words: its own text may hold more than may be told."""
+_ABSENCES = {
+    r"resolve|translate host name|Name or service": "the host's name isn't known",
+    r"Connection refused|No such file": "nothing listens there",
+    r"timeout|timed out": "no answer in time",
+    r"too many (clients|connections)|remaining connection slots": "it has no connection left",
+    r"starting up|shutting down|recovery": "it is starting or stopping",
+    r"unreachable|No route": "there is no way to it",
+}
+
+
+def no_connection(settings: PostgresSettings, exc: psycopg.Error) -> DatabaseUnavailable:
+    """Why there is no connection, in words that hold no secret."""
+    where, text = address(settings), str(exc)
+    for pattern, reason in _REFUSALS.items():
+        if re.search(pattern, text):
+            return DatabaseRefused(f"PostgreSQL at {where} can't be used: {reason}", hint="CAUDAL_POSTGRES__DSN")
+    reason = next((words for pattern, words in _ABSENCES.items() if re.search(pattern, text)), type(exc).__name__)
+    return DatabaseUnavailable(f"PostgreSQL at {where} can't be reached: {reason}")
+
+
+def address(settings: PostgresSettings) -> str:
+    """Where the server is, without user and password."""
+    parts = conninfo_to_dict(dsn(settings))
+    return f"{parts.get('host') or parts.get('hostaddr') or 'local'}:{parts.get('port') or 5432}"
 
 
 LONGEST = 10
@@ -137,6 +188,9 @@ async def opened(settings: PostgresSettings, *, role: str) -> AsyncIterator[Asyn
     Raises:
         DatabaseUnavailable: the server can't be reached.
     """
+    await asyncio.to_thread(
+        lambda: connect(settings, role=role).close()
+    )  # a pool tries on until its time is over, and tells no reason
     async with AsyncExitStack() as stack:
         with translated():
             made = pool(settings, role=role)
@@ -162,6 +216,7 @@ def migrate(settings: PostgresSettings) -> None:
     A migration and the note that it was applied are one transaction, so a crash leaves nothing half done.
 
     Raises:
+        BadSettings: the server is too old, lacks an extension, or its user may not make what is needed.
         DatabaseUnavailable: the server can't be reached.
     """
     import yoyo
@@ -172,9 +227,39 @@ def migrate(settings: PostgresSettings) -> None:
     with translated(), connect(settings, role="migrate") as lock:
         # freed by the server when we die, unlike yoyo's own lock, which is a row
         lock.execute("SELECT pg_advisory_lock(hashtextextended('caudal.migrate', 0))")
+        _fit(lock, settings)
         lock.execute("CREATE SCHEMA IF NOT EXISTS hub")
         with Backend(lambda: connect(settings, role="migrate")) as backend:
             backend.apply_migrations(backend.to_apply(migrations))
+
+
+OLDEST = 18
+EXTENSIONS = ("pg_trgm", "unaccent")
+
+
+def _fit(connection: psycopg.Connection[Any], settings: PostgresSettings) -> None:
+    """Whether the database can be ours; raises BadSettings when not."""
+    row = connection.execute(
+        """SELECT current_setting('server_version_num')::int / 10000, current_setting('server_encoding'),
+                  pg_is_in_recovery(), has_database_privilege(current_database(), 'CREATE'),
+                  ARRAY(SELECT name FROM unnest(%s::text[]) name WHERE name NOT IN (SELECT name FROM pg_available_extensions))""",
+        (list(EXTENSIONS),),
+    ).fetchone()
+    assert row is not None
+    version, encoding, replica, may_create, lacking = row
+    fault = None
+    if version < OLDEST:
+        fault = f"it is PostgreSQL {version}, {OLDEST} or newer is needed"
+    elif encoding != "UTF8":
+        fault = f"the database's encoding is {encoding}, UTF8 is needed"
+    elif replica:
+        fault = "it is a replica, which nothing can be written to"
+    elif not may_create:
+        fault = "its user may not create schemas (GRANT CREATE ON DATABASE)"
+    elif lacking:
+        fault = f"it lacks the extension {', '.join(lacking)} (PostgreSQL's contrib package)"
+    if fault is not None:
+        raise BadSettings(f"PostgreSQL at {address(settings)} can't be used: {fault}", hint="CAUDAL_POSTGRES__DSN")
 
 
 @contextmanager

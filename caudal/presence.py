@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from caudal.errors import BadSettings
 
-__all__ = ["Present", "alive", "announced"]
+__all__ = ["Present", "alive", "announced", "forget", "killed"]
 
 _SAME_S = 60.0
 """A process's start is told by the machine's clock, which may be set meanwhile."""
@@ -72,15 +72,39 @@ def alive(home: Path) -> list[Present]:
     return [present for present in found if present is not None]
 
 
+def killed(home: Path, name: str) -> list[Present]:
+    """Processes of that name that ended without leaving the list."""
+    found = [_told(file) for file in (home / "run").glob("*.json")]
+    return [one for one in found if one is not None and one.name == name and not _lives(one)]
+
+
+def forget(home: Path, name: str) -> None:
+    """Take from the list who has ended without leaving it."""
+    for file in (home / "run").glob(f"{name}*.json"):
+        told = _told(file)
+        if told is not None and told.name == name and not _lives(told):
+            file.unlink(missing_ok=True)
+
+
 def _files(folder: Path, name: str) -> Iterator[Path]:
     return (folder / f"{name}{f'-{number}' if number > 1 else ''}.json" for number in count(1))
 
 
 def _read(file: Path) -> Present | None:
     """Who wrote the file; None when that process is gone, or the file is another's (a server's) or damaged."""
+    told = _told(file)
+    return told if told is not None and _lives(told) else None
+
+
+def _told(file: Path) -> Present | None:
     try:
-        found = Present(**json.loads(file.read_text()))
-        same = abs(psutil.Process(found.pid).create_time() - found.started) < _SAME_S
-    except (OSError, ValueError, TypeError, psutil.Error):
+        return Present(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
         return None
-    return found if same else None
+
+
+def _lives(told: Present) -> bool:
+    try:
+        return abs(psutil.Process(told.pid).create_time() - told.started) < _SAME_S
+    except psutil.Error:
+        return False

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from caudal.errors import BadSettings
@@ -71,6 +72,21 @@ class PostgresSettings(_Group):
     )
     pool_size: int = Field(8, ge=1, le=10_000, description="Connections of the API's pool.")
 
+    @field_validator("dsn")
+    @classmethod
+    def _readable(cls, dsn: SecretStr | None) -> SecretStr | None:
+        if dsn is not None:
+            from psycopg import ProgrammingError
+            from psycopg.conninfo import conninfo_to_dict
+
+            try:
+                conninfo_to_dict(dsn.get_secret_value())
+            except ProgrammingError:  # its text quotes the string, which holds the password
+                raise ValueError(
+                    "is no connection string of PostgreSQL's (postgresql://user:password@host/db)"
+                ) from None
+        return dsn
+
 
 class RegistrySettings(_Group):
     """Confluent-compatible schema registry. With no `url` Caudal's own is used."""
@@ -80,6 +96,18 @@ class RegistrySettings(_Group):
     password: SecretStr | None = Field(None, description="Basic authentication password.")
     host: str = Field("127.0.0.1", description="Address that `caudal run --role registry` listens on.")
     port: int = Field(0, ge=0, le=65535, description="Port of the embedded registry; 0 takes a free one.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str | None) -> str | None:
+        try:
+            parts = urlsplit(url or "http://none")
+            usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # its text may quote the address, which may hold a password
+            usable = False
+        if not usable:
+            raise ValueError("is no http:// or https:// address")
+        return url
 
 
 class EmbeddedSettings(_Group):

@@ -371,7 +371,7 @@ def _write(path: Path, text: str, mode: int | None = None) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if mode is None:
-            mode = target.stat().st_mode & 0o777 if target.exists() else 0o644
+            mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         part = Path(name)
         try:

@@ -59,6 +59,7 @@ def prepare(settings: Settings) -> None:
         CaudalError: a server can't be reached.
     """
     captures = [f"capture.{name}" for name in sources.load(settings)]
+    kafka.reach(settings.kafka)
     kafka.ensure_topics(settings.kafka, [*TOPICS, *captures])
     postgres.migrate(settings.postgres)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -59,7 +59,7 @@ def held_back() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
-def _exchange(handlers: dict[signal.Signals, object]) -> None:
+def _exchange(handlers: Mapping[signal.Signals, object]) -> None:
     """All of them or none: nothing comes in between."""
     signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
     try:

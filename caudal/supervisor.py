@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from caudal.errors import Fatal
+from caudal.errors import BadSettings
 from caudal.telemetry import Log, logger
 
 __all__ = ["GRACE_S", "ROLES", "Supervisor", "members", "stop_with_parent"]
@@ -98,7 +98,7 @@ class Supervisor:
         """Look after the children once: restart those that ended, after a wait that doubles with each failure.
 
         Raises:
-            Fatal: a child ended with a configuration error, which trying again can't mend.
+            BadSettings: a child ended with a configuration error, which trying again can't mend.
         """
         now = time.monotonic()
         for child in self._children():
@@ -108,7 +108,9 @@ class Supervisor:
                 status = child.process.returncode
                 logger().error(Log.PROCESS_FAILED, process=child.name, status=status)
                 if status == CONFIGURATION_ERROR:
-                    raise Fatal(f"{child.name} can't run as it is configured", hint="its own message stands above")
+                    raise BadSettings(
+                        f"{child.name} can't run as it is configured", hint="its own message stands above"
+                    )
                 if now - child.started >= SETTLED_S:
                     child.wait_s = BACKOFF_FIRST_S
                 child.restart_at = now + child.wait_s
@@ -140,17 +142,18 @@ class Supervisor:
         self._close()
 
     def run(self) -> None:
-        """Start, look after and stop the tree: one interrupt or SIGTERM stops it, a second one kills it.
+        """Start, look after and stop the tree: one interrupt or SIGTERM stops it, a second one kills the children.
 
         Raises:
-            Fatal: a child can't run as it is configured; the others have been stopped.
+            BadSettings: a child can't run as it is configured; the others have been stopped.
         """
         asked = threading.Event()
 
-        def ask(signum: int, _frame: object) -> None:
+        def ask(_number: int, _frame: object) -> None:
             if asked.is_set():
-                self.kill()
-                os._exit(128 + signum)
+                for child in self._children():
+                    if child.process is not None:
+                        child.process.kill()  # whoever waits for them goes on, and what else is to be stopped is stopped
             asked.set()
 
         previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

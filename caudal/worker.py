@@ -22,11 +22,13 @@ import orjson
 import prometheus_client
 import uvloop
 
-from caudal import generations, kafka, offsets, postgres, sources
+from caudal import access, generations, kafka, offsets, postgres, sources
 from caudal._nightly import Nightly
 from caudal._periodic import Periodic
 from caudal._scheduled import Reporting
+from caudal.connections import is_loopback
 from caudal.errors import BadSettings, CaudalError, Fatal, LostPartition, Retryable
+from caudal.presence import announced
 from caudal.processors._pump import Feed, Partition, Pump, Stage
 from caudal.schemas.codec import Codec, Registry
 from caudal.settings import Settings
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 COMMANDS = ("pause", "resume")
+HOST = "127.0.0.1"
 REPLAY = "replay"
 """Not a worker's role, but it can be paused like one: a replay that loads or translates looks into hub.control between chunks."""
 CAPTURES_MAX = 2_000
@@ -97,7 +100,7 @@ class _Worker:
             codec = Codec(registry)
             for role in self._roles:
                 self._stages[role] = await asyncio.to_thread(_STAGES[role], self._settings, codec)
-            app, address = self._app()
+            app, port = self._app()
             beside = self._beside(codec)
             running = asyncio.ensure_future(self._run_app(app))
             try:
@@ -106,8 +109,12 @@ class _Worker:
                     await pump.start()
                 for one in beside:
                     one.start()
-                logger().info(Log.PROCESS_STARTED, process="worker", roles=list(self._roles), web=address)
-                await self._ended
+                address = f"http://{HOST}:{port}"
+                with announced(
+                    self._settings.home, self._roles[0] if len(self._roles) == 1 else "worker", host=HOST, port=port
+                ):
+                    logger().info(Log.PROCESS_STARTED, process="worker", roles=list(self._roles), web=address)
+                    await self._ended
             finally:
                 for pump in self._pumps.values():
                     await pump.stop()
@@ -173,12 +180,12 @@ class _Worker:
         # one that never got started (its group waits for members that were killed) leaves tasks behind that nothing ends
         return running.done() and self._started.is_set()
 
-    def _app(self) -> tuple[Any, str]:
-        """The Faust app with its agents, pages and timers, not started; and the address of its page."""
+    def _app(self) -> tuple[Any, int]:
+        """The Faust app with its agents, pages and timers, not started; and the port of its pages."""
         faust = _import_faust()
         port = _free_port(self._settings.worker.web_port)
         folder = self._settings.home / "faust"  # Faust wants one; with stores in memory it keeps nothing there
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         app = faust.App(
             f"{self._settings.kafka.topic_prefix}caudal.worker",
             **_broker(faust, self._settings),
@@ -192,10 +199,11 @@ class _Worker:
             topic_partitions=1,
             stream_wait_empty=False,
             web_enabled=True,
-            web_bind="127.0.0.1",
-            web_host="127.0.0.1",
+            web_bind=HOST,
+            web_host=HOST,
             web_port=port,
             web_in_thread=False,
+            web_application_options={"middlewares": [guard(self._control.may_read_metrics)]},
             logging_config=None,
         )
         for role in self._roles:
@@ -203,7 +211,7 @@ class _Worker:
         self._add_commands(app)
         self._add_page(app)
         app.timer(1.0)(self._look_around)
-        return app, f"http://127.0.0.1:{port}"
+        return app, port
 
     def _add_agent(self, faust: Any, app: Any, role: str) -> None:
         channel = _channel_class(faust)(app)
@@ -300,6 +308,11 @@ class _Control:
         row = self._execute("SELECT number FROM hub.generation", ()).fetchone()
         return int(row[0])
 
+    def may_read_metrics(self, token: str) -> bool:
+        """Whether a token allows it."""
+        grant = access.granted(self._connection(), token)
+        return grant is not None and grant.allows(access.Scope.METRICS_READ)
+
     def set_paused(self, roles: Sequence[str], paused: bool) -> None:
         """Remember what is wanted of the roles, for all workers and for those that start later."""
         self._execute(
@@ -313,14 +326,48 @@ class _Control:
             self._db.close()
 
     def _execute(self, statement: str, values: tuple[Any, ...]) -> Any:
-        if self._db is None or self._db.closed:
-            self._db = postgres.connect(self._settings.postgres, role="worker")
+        connection = self._connection()
         try:
             with postgres.translated():
-                return self._db.execute(statement, values)
+                return connection.execute(statement, values)
         except Retryable:
-            self._db.close()
+            connection.close()
             raise
+
+    def _connection(self) -> Any:
+        if self._db is None or self._db.closed:
+            self._db = postgres.connect(self._settings.postgres, role="worker")
+        return self._db
+
+
+def guard(may_read_metrics: Callable[[str], bool]) -> Any:
+    """What stands before the worker's pages: `/health/` is open, `/metrics/` needs a token, of Faust's own pages there are none.
+
+    Only this machine's own names for itself are good in `Host`: else a page in somebody's browser could read along.
+    """
+    from aiohttp import web
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Any) -> Any:
+        if not is_loopback(request.host):
+            return web.json_response({"error": "not the worker of that host"}, status=403)
+        match request.path:
+            case "/health/":
+                return await handler(request)
+            case "/metrics/":
+                scheme, _, token = request.headers.get("authorization", "").partition(" ")
+                try:
+                    if scheme.lower() == "bearer" and await asyncio.to_thread(may_read_metrics, token.strip()):
+                        return await handler(request)
+                except Retryable as exc:
+                    return web.json_response({"error": exc.code}, status=503)
+                return web.json_response(
+                    {"error": "needs a token of metrics:read"}, status=401, headers={"WWW-Authenticate": "Bearer"}
+                )
+            case _:
+                return web.json_response({"error": "there is nothing here"}, status=404)
+
+    return guarded
 
 
 def parse_command(value: bytes) -> tuple[str | None, tuple[str, ...]]:
@@ -458,7 +505,7 @@ def _free_port(wanted: int) -> int:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((HOST, port))
             except OSError:
                 continue
             return int(probe.getsockname()[1])

@@ -13,30 +13,11 @@ import uvicorn
 from caudal.producers._http import App
 
 from caudal.connections import Connection
-from caudal.errors import BadSettings
 
-__all__ = ["listen", "run"]
+__all__ = ["run"]
 
-UNREAD_MS = 60_000
-"""How long the kernel keeps a connection whose other end takes nothing."""
 KEEP_ALIVE_S = 75
 """Longer than load balancers keep an idle connection (60 s), so that none is closed under a request."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
-
-    Raises:
-        BadSettings: the address can't be listened on.
-    """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as exc:
-        raise BadSettings(f"the edge can't listen on {host}:{port}: {exc.strerror}", hint="CAUDAL_EDGE__PORT") from None
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)  # accepted connections inherit it
-    return listener
 
 
 async def run(app: App, listener: socket.socket, started: Callable[[], None], *, grace_s: float) -> None:

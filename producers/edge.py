@@ -6,8 +6,8 @@ Understanding it comes later (`processors/`), so a body that no connector can re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
-import os
 import re
 import time
 import traceback
@@ -34,7 +34,9 @@ from caudal.schemas import derived_id, position
 from caudal.schemas.codec import Registry
 
 from caudal import connectors as installed
+from caudal.connections import listen
 from caudal.errors import BadSettings, CaudalError
+from caudal.presence import announced
 from caudal.settings import Settings
 from caudal.telemetry import DELIVERIES, Log, logger
 
@@ -320,17 +322,14 @@ def serve(settings: Settings, *, started: Callable[[str, int], None] | None = No
 
 async def _serve(settings: Settings, started: Callable[[str, int], None]) -> None:
     app = build(settings)
-    listener = _server.listen(settings.edge.host, settings.edge.port)
+    listener = listen(settings.edge.host, settings.edge.port, title="the edge", setting="CAUDAL_EDGE__PORT")
     host, port = listener.getsockname()[:2]
     metrics = _metrics_page(settings)
-    run_file = settings.home / "run" / "edge.json"
+    present = contextlib.ExitStack()
 
     def tell() -> None:
-        run_file.parent.mkdir(parents=True, exist_ok=True)
-        part = run_file.with_suffix(f".{os.getpid()}.part")  # whoever waits for the file reads all of it
         where = f"http://{settings.edge.metrics_host}:{metrics.server_port}/metrics"
-        part.write_bytes(orjson.dumps({"host": host, "port": port, "pid": os.getpid(), "metrics": where}))
-        part.replace(run_file)
+        present.enter_context(announced(settings.home, "edge", host=host, port=port, details={"metrics": where}))
         logger().info(Log.PROCESS_STARTED, role="edge", host=host, port=port, metrics=where)
         started(host, port)
 
@@ -341,7 +340,7 @@ async def _serve(settings: Settings, started: Callable[[str, int], None]) -> Non
     finally:
         metrics.shutdown()
         metrics.server_close()
-        run_file.unlink(missing_ok=True)
+        present.close()
         logger().info(Log.PROCESS_STOPPED, role="edge")
 
 

@@ -12,14 +12,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import ipaddress
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from caudal.schemas._registry_log import Log
 from caudal.schemas._registry_state import Record, Refused, State, Version, records
@@ -33,6 +31,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from caudal.connections import is_loopback, listen
 from caudal.errors import BadSettings, CaudalError
 from caudal.settings import RegistrySettings, Settings
 
@@ -103,11 +102,11 @@ class Access:
                 "the schema registry serves nobody without a password",
                 hint="CAUDAL_REGISTRY__USERNAME and CAUDAL_REGISTRY__PASSWORD, the same for it and for those who ask it",
             )
-        return cls(settings.username, password, local=_is_loopback(settings.host))
+        return cls(settings.username, password, local=is_loopback(settings.host))
 
     def refusal(self, method: str, headers: Headers) -> Refused | None:
         """Why a request is not served, if it isn't."""
-        if self.local and not _is_loopback(headers.get("host", "")):
+        if self.local and not is_loopback(headers.get("host", "")):
             return Refused(403, "HTTP 403 Forbidden: this is not the registry of that host")
         if "origin" in headers or headers.get("sec-fetch-site", "none") != "none":
             return Refused(403, "HTTP 403 Forbidden: pages of elsewhere have no business here")
@@ -124,15 +123,6 @@ class Access:
         except (ValueError, binascii.Error):
             return False
         return scheme.lower() == "basic" and hmac.compare_digest(known, f"{self.user}:{self.password}".encode())
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether a host, with or without a port, is this machine by a name that no name server can give to another."""
-    try:
-        name = host if host.count(":") > 1 and "[" not in host else urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_json(content_type: str) -> bool:
@@ -169,11 +159,19 @@ def build(settings: Settings) -> Starlette:
 
 
 def serve(settings: Settings) -> None:
-    """Run the registry at `settings.registry.host` and `port` until told to stop."""
+    """Run the registry at `settings.registry.host` and `port` until told to stop.
+
+    Raises:
+        BadSettings: no password is set, or the address can't be listened on.
+        BrokerUnavailable: the brokers can't be reached.
+    """
     import uvicorn
 
-    address = settings.registry
-    uvicorn.run(build(settings), host=address.host, port=address.port, log_level="warning", access_log=False)
+    app = build(settings)
+    listener = listen(
+        settings.registry.host, settings.registry.port, title="the schema registry", setting="CAUDAL_REGISTRY__PORT"
+    )
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 
 def build_over(store: Store, access: Access) -> Starlette:

@@ -41,7 +41,6 @@ _skipped: list[str] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     worker: dict[str, Any] | None = getattr(config, "workerinput", None)
-    # no tmp_path: it is closed to other users, and PostgreSQL is another one when the tests run as root
     folder = worker["caudal_session_folder"] if worker else tempfile.mkdtemp(prefix="caudal-tests-")
     config.stash[_session_folder] = Path(folder)
 

@@ -175,9 +175,7 @@ def _prepare(
     (kafka_home / UNSET).touch(mode=0o600)
     properties = kafka_home / "server.properties"
     controller_port = _processes.free_port()
-    _private.write(
-        properties, _PROPERTIES.format(port=port, controller_port=controller_port, data=data, plain=plain)
-    )
+    _private.write(properties, _PROPERTIES.format(port=port, controller_port=controller_port, data=data, plain=plain))
     heap = settings.embedded.kafka_heap_mb
     memory = [f"-Xmx{heap}m", f"-Xms{min(heap, 256)}m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"]
     command = [*base, *memory, marker, "kafka.Kafka", str(properties)]

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
 from caudal import postgres
@@ -28,7 +27,7 @@ from caudal._embedded import _private, _processes
 from caudal.errors import DatabaseUnavailable, EmbeddedServerFailed
 from caudal.settings import PostgresSettings, Settings
 
-__all__ = ["address", "dsn", "prepare", "server", "version"]
+__all__ = ["dsn", "prepare", "server", "version"]
 
 NAME = "caudal"  # of the role and of the database
 SYSTEM_USER = "caudal-postgres"  # PostgreSQL refuses to run as root
@@ -81,12 +80,6 @@ def version(settings: PostgresSettings) -> str | None:
         return None
     assert row is not None
     return str(row[0])
-
-
-def address(settings: PostgresSettings) -> str:
-    """Where the server is, without user and password."""
-    parts = conninfo_to_dict(postgres.dsn(settings))
-    return f"{parts.get('host') or parts.get('hostaddr') or 'local'}:{parts.get('port') or 5432}"
 
 
 def _answers(home: Path, port: int) -> bool:
@@ -189,7 +182,9 @@ def _copied(installed: Path, closed: Path) -> Path:
         _PROGRAMS.chmod(0o755)
         fresh = Path(tempfile.mkdtemp(dir=_PROGRAMS))
         try:
-            shutil.copytree(installed, fresh, dirs_exist_ok=True, symlinks=True, ignore=shutil.ignore_patterns("include"))
+            shutil.copytree(
+                installed, fresh, dirs_exist_ok=True, symlinks=True, ignore=shutil.ignore_patterns("include")
+            )
             for path in (fresh, *fresh.rglob("*")):
                 if not path.is_symlink():
                     runs = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
@@ -217,8 +212,8 @@ def _initdb(binaries: Path, folder: Path, data: Path, account: dict[str, Any]) -
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
     if account:
-        for path in (given, fresh):
-            os.chown(path, account["user"], account["group"])
+        for each in (given, fresh):
+            os.chown(each, account["user"], account["group"])
     try:
         with _opened(fresh, account) as (path, handles), _opened(given, account) as (pwfile, more):
             command = [str(binaries / "initdb"), "-D", path, "-U", NAME, f"--pwfile={pwfile}", "--auth=scram-sha-256"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -105,8 +106,10 @@ def classpath(
     """
     title = title or f"Apache Kafka {kafka_version()}"
     try:
+        if folder.exists():
+            _keep_others_out(folder)
         if _lacking(folder, jars):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
                 lacking = _lacking(folder, jars)  # another process may have fetched them meanwhile
                 if lacking:
@@ -120,6 +123,19 @@ def classpath(
             hint="CAUDAL_EMBEDDED__JARS_DIR names another folder",
         ) from exc
     return [folder / jar.filename for jar in jars]
+
+
+def _keep_others_out(folder: Path) -> None:
+    """Nobody else may exchange a jar between its check and its use."""
+    found = folder.stat()
+    if not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return
+    if found.st_uid != os.geteuid():
+        raise EmbeddedServerFailed(
+            f"others may write to {folder}, and what is in there is run",
+            hint=f"chmod go-w {folder}, or CAUDAL_EMBEDDED__JARS_DIR",
+        )
+    folder.chmod(stat.S_IMODE(found.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _lacking(folder: Path, jars: tuple[Jar, ...]) -> list[Jar]:

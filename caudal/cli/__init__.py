@@ -6,6 +6,7 @@ Modules are imported inside the commands, so that `caudal --help` is quick and `
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -34,6 +35,7 @@ from caudal.cli._output import FAILED, bug, complain, examples, exit_status
 from caudal.cli.demo import demo
 from caudal.cli.run import run
 from caudal.errors import CaudalError
+from caudal.stopping import arm
 
 __all__ = ["app", "main"]
 
@@ -88,12 +90,20 @@ app.add_typer(tokens.app, name="tokens")
 
 def main() -> None:
     """Run the command line; whatever goes wrong becomes one line and an exit status."""
+    os.umask(0o077)  # what is written (data, logs, exports, reports) is for nobody else unless somebody says so
+    arm()
     try:
         app()
     except CaudalError as error:
         complain(error)
         sys.exit(exit_status(error))
+    except BrokenPipeError:  # whoever read it has enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            complain(CaudalError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
+            sys.exit(FAILED)
         if os.environ.get("CAUDAL_LOG_LEVEL", "").lower() == "debug":
             raise
         complain(bug(error))

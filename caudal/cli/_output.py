@@ -15,7 +15,9 @@ import typer
 from caudal.errors import (
     BadSchema,
     BadSettings,
+    BrokerRefused,
     CaudalError,
+    DatabaseRefused,
     EmbeddedServerFailed,
     NotKnown,
     Poison,
@@ -167,6 +169,8 @@ def exit_status(error: CaudalError) -> int:
             return NEGATIVE
         case Poison():
             return DATA_ERROR
+        case BrokerRefused() | DatabaseRefused():
+            return CONFIGURATION_ERROR
         case Retryable() | EmbeddedServerFailed():
             return UNAVAILABLE
         case BadSettings() | BadSchema() | UnknownSource() | UnknownConnector():

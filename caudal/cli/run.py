@@ -68,15 +68,11 @@ def _tree(configured: Settings, workers: int) -> None:
     from caudal import embedded, standing
     from caudal.supervisor import Supervisor, members
 
-    were_up = any(server.embedded and server.state == "running" for server in embedded.status(configured))
-    try:
-        standing.prepare(embedded.ensure(configured, note))
+    with embedded.borrowed(configured, note) as ready:
+        standing.prepare(ready)
         note(f"edge http://{configured.edge.host}:{configured.edge.port}/in/<source>")
         note(f"API  http://{configured.serving.host}:{configured.serving.port}/docs")
         Supervisor(members(workers)).run()
-    finally:
-        if not were_up:
-            embedded.down(configured)
 
 
 def _alone(role: Role, configured: Settings) -> None:
@@ -87,14 +83,14 @@ def _alone(role: Role, configured: Settings) -> None:
 
         _registry_server.serve(configured)
         return
-    ready = embedded.ensure(configured)
-    if role is Role.EDGE:  # it takes deliveries with no database in reach
+    with embedded.starting(configured) as ready:
+        if role is not Role.EDGE:  # it takes deliveries with no database in reach
+            standing.prepare(ready)
+    if role is Role.EDGE:
         from caudal.producers import edge
 
         edge.serve(ready)
-        return
-    standing.prepare(ready)
-    if role is Role.API:
+    elif role is Role.API:
         from caudal import serving
 
         serving.serve(ready)

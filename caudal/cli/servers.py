@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caudal.cli._output import NEGATIVE, UNAVAILABLE, Json, emit, examples, note, say, settings, table
+from caudal.cli._output import NEGATIVE, UNAVAILABLE, Json, emit, examples, note, resolved, say, settings, table
+from caudal.errors import ServersInUse
 
 if TYPE_CHECKING:
     from caudal.embedded import ServerStatus
@@ -19,6 +21,14 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
     app.command(epilog=examples("caudal up", "caudal up --json"))(up)
     app.command(epilog=examples("caudal down"))(down)
+    app.command(
+        epilog=examples(
+            "caudal credentials kafka > kafka.properties && kcat -F kafka.properties -L",
+            "caudal credentials kafka --java > client.properties",
+            'psql "$(caudal credentials postgres)"',
+            "caudal credentials --json",
+        )
+    )(credentials)
     app.command(epilog=examples("caudal status", "caudal status --json | jq .workers"))(status)
 
 
@@ -27,18 +37,31 @@ def up(as_json: Json = False) -> None:
 
     They go on in the background until `caudal down`; doing it again does nothing.
     """
-    from caudal import embedded, standing
+    from caudal import embedded, presence, standing
 
     configured = settings()
-    standing.prepare(embedded.ensure(configured, note))
+    with embedded.starting(configured, note) as ready:
+        standing.prepare(ready)
+    presence.forget(configured.home, embedded.BORROWER)  # what one that was killed had started is meant to stay now
     _print_servers(embedded.status(configured), as_json=as_json)
+    if not as_json and embedded.running(configured):
+        note("clients need a password: `caudal credentials`")
 
 
-def down(as_json: Json = False) -> None:
+def down(
+    as_json: Json = False,
+    force: Annotated[bool, typer.Option("--force", help="Also while edge, workers or API use them.")] = False,
+) -> None:
     """Stop the servers that `caudal up` started. Data stay where they are."""
-    from caudal import embedded
+    from caudal import embedded, presence
 
-    stopped = embedded.down(settings())
+    configured = settings()
+    users = presence.alive(configured.home)
+    if users and not force and embedded.running(configured):
+        named = ", ".join(f"{one.name} (pid {one.pid})" for one in users)
+        raise ServersInUse(f"the servers are in use by {named}", hint="end these first, or say --force")
+    stopped = embedded.down(configured)
+    presence.forget(configured.home, embedded.BORROWER)
     if as_json:
         emit({"stopped": stopped})
     else:
@@ -77,6 +100,39 @@ def status(as_json: Json = False) -> None:
         raise typer.Exit(NEGATIVE)
     if not healthy:
         raise typer.Exit(UNAVAILABLE)
+
+
+class ServerKind(StrEnum):
+    """A server that clients of others' use, too."""
+
+    KAFKA = "kafka"
+    POSTGRES = "postgres"
+    REGISTRY = "registry"
+
+
+def credentials(
+    server: Annotated[ServerKind | None, typer.Argument(help="Which server; all unless given.")] = None,
+    java: Annotated[bool, typer.Option("--java", help="Kafka's own clients' properties, not librdkafka's.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print what clients of your own need to connect to Kafka, PostgreSQL and the registry: addresses, users and PASSWORDS."""
+    from caudal.connecting import kafka_properties, postgres_dsn, registry_properties
+
+    ready = resolved()
+    found = {
+        ServerKind.KAFKA: kafka_properties(ready.kafka, java=java),
+        ServerKind.POSTGRES: {"dsn": postgres_dsn(ready.postgres)},
+        ServerKind.REGISTRY: registry_properties(ready.registry),
+    }
+    wanted = {kind: properties for kind, properties in found.items() if server in {None, kind}}
+    if as_json:
+        emit({kind.value: properties for kind, properties in wanted.items()} if server is None else wanted[server])
+        return
+    for kind, properties in wanted.items():
+        if server is None:
+            print(f"# {kind}")
+        for name, value in properties.items():
+            print(value if kind is ServerKind.POSTGRES else f"{name}={value}")
 
 
 def _print_servers(servers: list[ServerStatus], *, as_json: bool) -> None:

