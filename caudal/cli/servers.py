@@ -23,10 +23,9 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=examples("caudal down"))(down)
     app.command(
         epilog=examples(
-            "caudal credentials kafka > kafka.properties && kcat -F kafka.properties -L",
-            "caudal credentials kafka --java > client.properties",
-            'psql "$(caudal credentials postgres)"',
-            "caudal credentials --json",
+            "caudal credentials",
+            "caudal credentials kafka --java",
+            "caudal credentials --json | jq .registry",
         )
     )(credentials)
     app.command(epilog=examples("caudal status", "caudal status --json | jq .workers"))(status)

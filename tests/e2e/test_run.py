@@ -153,7 +153,10 @@ def test_a_service_of_the_compose_file_becomes_healthy_by_its_own_check(hub, tmp
     if role == "registry":
         del env["CAUDAL_REGISTRY__URL"]
     with running(service["command"], env, log) as process:
-        until(lambda: subprocess.run([sys.executable, *check], capture_output=True, check=False).returncode == 0, log)
+        until(
+            lambda: subprocess.run([sys.executable, *check], capture_output=True, env=env, check=False).returncode == 0,
+            log,
+        )
         process.send_signal(signal.SIGTERM)
         assert process.wait(150) in {0, 128 + signal.SIGTERM}, log.read_text()[-4000:]
 

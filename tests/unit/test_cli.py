@@ -73,7 +73,19 @@ def test_the_commands_are_those_that_the_docs_promise():
     assert set(COMMANDS) == {
         *(
             f"caudal {name}"
-            for name in ["up", "down", "status", "run", "demo", "translate", "tail", "connectors", "replay", "verify"]
+            for name in [
+                "up",
+                "down",
+                "status",
+                "credentials",
+                "run",
+                "demo",
+                "translate",
+                "tail",
+                "connectors",
+                "replay",
+                "verify",
+            ]
         ),
         *(f"caudal sources {name}" for name in ["add", "list", "remove"]),
         *(f"caudal connectors {name}" for name in ["show", "verify"]),
