@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ __all__ = ["Connect"]
 
 NAME = "race"
 _WORKER = """\
-bootstrap.servers={kafka}
+{kafka}
 key.converter=org.apache.kafka.connect.storage.StringConverter
 value.converter=FixedSchemaConverter
 value.converter.schema.file={schema}
@@ -35,14 +36,16 @@ _POSITIONED = (b"Resetting offset for partition", b"Setting offset for partition
 class Connect:
     """One Connect worker; each `drain` reads the topic from its beginning. `command` starts it, its log goes to `log`."""
 
-    def __init__(self, folder: Path, *, kafka: str, dsn: str, log: Path) -> None:
+    def __init__(self, folder: Path, *, kafka: Mapping[str, str], dsn: str, log: Path) -> None:
         classpath, plugins = _workspace.connect()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         properties = folder / "connect.properties"
+        clients = ("", "consumer.", "producer.", "admin.")  # each has settings of its own
+        brokers = "\n".join(f"{client}{name}={value}" for client in clients for name, value in kafka.items())
         properties.write_text(
-            _WORKER.format(kafka=kafka, schema=SCHEMA_FILE, folder=folder, port=port, plugins=plugins)
+            _WORKER.format(kafka=brokers, schema=SCHEMA_FILE, folder=folder, port=port, plugins=plugins)
         )
         jvm = [_workspace.java(), "-Xms256m", "-Xmx2g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"]
         program = "org.apache.kafka.connect.cli.ConnectStandalone"

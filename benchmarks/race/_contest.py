@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from benchmarks._stage import Stage, wait_until
 from benchmarks.race import _workspace
 from benchmarks.race._connect import Connect
 from benchmarks.race._work import EXPECTED, TABLE, differences
-from caudal import postgres
+from caudal import connecting, postgres
 
 __all__ = ["CONTENDERS", "Contender", "connect", "run"]
 
@@ -62,6 +63,7 @@ def run(one: Stage, contender: Contender, topic: str, count: int) -> dict[str, f
     _fresh(one.conn)
     environment = {
         "RACE_KAFKA": one.settings.kafka.bootstrap_servers or "",
+        "RACE_ACCESS": json.dumps(_access(one)),
         "RACE_DSN": postgres.dsn(one.settings.postgres),
         "RACE_TOPIC": topic,
         "RACE_FOLDER": str(one.folder),
@@ -87,7 +89,10 @@ def connect(one: Stage, topic: str, count: int) -> dict[str, float]:
     folder = one.folder / "connect"
     folder.mkdir(exist_ok=True)
     worker = Connect(
-        folder, kafka=one.settings.kafka.bootstrap_servers or "", dsn=postgres.dsn(one.settings.postgres), log=log
+        folder,
+        kafka=connecting.kafka_properties(one.settings.kafka, java=True),
+        dsn=postgres.dsn(one.settings.postgres),
+        log=log,
     )
     found: dict[str, float] = {}
     with _process(worker.command, {}, log) as process:
@@ -101,6 +106,13 @@ def connect(one: Stage, topic: str, count: int) -> dict[str, float]:
                 worker.rewind()
                 _fresh(one.conn)
     return found
+
+
+def _access(one: Stage) -> dict[str, str]:
+    """Librdkafka's options for getting in."""
+    properties = connecting.kafka_properties(one.settings.kafka)
+    found = {name: value for name, value in properties.items() if name.startswith(("sasl.", "security."))}
+    return {**found, "security.protocol": found.get("security.protocol", "plaintext").lower()}
 
 
 def _found(name: str, conn: psycopg.Connection[Any], start: float, count: int, watched: Watched) -> dict[str, float]:

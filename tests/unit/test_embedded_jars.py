@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,3 +130,17 @@ def test_every_pin_is_whole() -> None:
     assert len({jar.filename for jar in jars}) == len(jars)
     assert all(re.fullmatch(r"[0-9a-f]{64}", jar.sha256) and jar.size > 0 for jar in jars)
     assert f"org.apache.kafka:kafka_2.13:{_jars.kafka_version()}" in map(str, jars)
+
+
+def test_nobody_else_may_write_where_the_jars_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "jars"
+    folder.mkdir()
+    folder.chmod(0o777)
+    classpath(folder, JARS, fetch=Repository())
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    folder.chmod(0o775)
+    monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)  # a folder of somebody else's
+    with pytest.raises(EmbeddedServerFailed, match="others may write to"):
+        classpath(folder, JARS, fetch=_refuse)
+    folder.chmod(0o755)
+    classpath(folder, JARS, fetch=_refuse)

@@ -15,6 +15,8 @@ import orjson
 import psycopg
 
 KAFKA, DSN, TOPIC, GROUP = (os.environ[name] for name in ("RACE_KAFKA", "RACE_DSN", "RACE_TOPIC", "RACE_GROUP"))
+ACCESS = json.loads(os.environ["RACE_ACCESS"])
+"""Librdkafka's options for getting in."""
 FOLDER = os.environ["RACE_FOLDER"]
 """For what a framework wants to keep; removed after the race."""
 PROCESSES = int(os.environ["RACE_PROCESSES"])

@@ -1,7 +1,7 @@
 """Bytewax: its Kafka source, decoding by the batch, and our sink, because it ships none for PostgreSQL."""
 
 import bytewax.operators as op
-from _sink import BATCH, KAFKA, QUICK, TOPIC, Row, Sink, decode, started
+from _sink import ACCESS, BATCH, KAFKA, QUICK, TOPIC, Row, Sink, decode, started
 from bytewax.connectors.kafka import KafkaSource, KafkaSourceMessage
 from bytewax.dataflow import Dataflow
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
@@ -26,6 +26,7 @@ def _decoded(messages: list[KafkaSourceMessage]) -> list[Row]:
 
 
 flow = Dataflow("race")
-source = KafkaSource(KAFKA.split(","), [TOPIC], batch_size=BATCH, add_config={k: str(v) for k, v in QUICK.items()})
+config = {k: str(v) for k, v in {**ACCESS, **QUICK}.items()}
+source = KafkaSource(KAFKA.split(","), [TOPIC], batch_size=BATCH, add_config=config)
 rows = op.flat_map_batch("decode", op.input("messages", flow, source), _decoded)
 op.output("profiles", rows, _Profiles())

@@ -2,7 +2,7 @@
 
 import sys
 
-from _sink import FOLDER, GROUP, KAFKA, TOPIC, Sink, decode, started
+from _sink import ACCESS, FOLDER, GROUP, KAFKA, TOPIC, Sink, decode, started
 
 TAKE, WITHIN_S = 1_000, 0.05
 
@@ -12,6 +12,11 @@ import faust  # noqa: E402 - it reads the arguments
 app = faust.App(
     GROUP,
     broker=f"kafka://{KAFKA}",
+    broker_credentials=faust.SASLCredentials(
+        username=ACCESS["sasl.username"], password=ACCESS["sasl.password"], mechanism=ACCESS["sasl.mechanism"]
+    )
+    if "sasl.username" in ACCESS
+    else None,
     store="memory://",
     web_enabled=False,
     topic_disable_leader=True,

@@ -1,6 +1,6 @@
 """The hand-written loop: consume a batch, decode it, COPY and upsert, commit; offsets follow the commit."""
 
-from _sink import BATCH, GROUP, KAFKA, QUICK, TOPIC, Sink, decode, fork, started
+from _sink import ACCESS, BATCH, GROUP, KAFKA, QUICK, TOPIC, Sink, decode, fork, started
 from confluent_kafka import Consumer
 
 WAIT_S = 0.02
@@ -12,6 +12,7 @@ consumer = Consumer(
         "group.id": GROUP,
         "auto.offset.reset": "earliest",
         "enable.auto.commit": False,
+        **ACCESS,
         **QUICK,
     }
 )

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from _sink import DSN, FOLDER, GROUP, KAFKA, QUICK, TOPIC, started
+from _sink import ACCESS, DSN, FOLDER, GROUP, KAFKA, QUICK, TOPIC, started
 from psycopg.conninfo import conninfo_to_dict
 from quixstreams import Application
+from quixstreams.kafka import ConnectionConfig
 from quixstreams.sinks.community.postgresql import PostgreSQLSink
 
 
@@ -20,7 +21,7 @@ class Sink(PostgreSQLSink):
 
 server = conninfo_to_dict(DSN)
 app = Application(
-    broker_address=KAFKA,
+    broker_address=ConnectionConfig.from_librdkafka_dict({"bootstrap.servers": KAFKA, **ACCESS}),
     consumer_group=GROUP,
     auto_offset_reset="earliest",
     loglevel="WARNING",
