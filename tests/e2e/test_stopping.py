@@ -51,7 +51,9 @@ class Command:
 
     def _hear(self) -> None:
         assert self.process.stderr is not None
-        self._said += iter(self.process.stderr.readline, "")
+        with self.process.stderr as said:
+            for line in said:
+                self._said.append(line)
 
     @property
     def said(self) -> str:
