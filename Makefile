@@ -1,4 +1,4 @@
-# Everything runs in .venv, made from requirements.lock. A fresh machine needs make and Python 3.11 or newer, nothing else.
+# Everything runs in .venv, made from requirements.lock. A fresh machine needs make and Python 3.11 to 3.14, nothing else.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -13,22 +13,33 @@ STAMP := $(VENV)/.installed
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# where every package of the lock has a wheel; elsewhere some are built, or can't be
+define SUPPORTED
+import platform, sys
+here = (platform.system(), platform.machine().lower())
+known = {("Linux", "x86_64"), ("Darwin", "arm64")}
+if here not in known or (here[0] == "Linux" and platform.libc_ver()[0] != "glibc"):
+    print(f"Caudal isn't supported on {' '.join(here)}: some of its packages have no wheel there (see README, Supported platforms). Trying all the same.")
+endef
+export SUPPORTED
+
 setup: $(STAMP)  ## install everything into .venv, pinned and checked by hash
 
 # pip's chatter goes to standard error: the targets' own output stays clean for pipes
 $(STAMP): requirements.lock pyproject.toml
 	@if [ ! -x $(BIN)/python ]; then \
-	  for python in python3.11 python3.12 python3.13 python3; do \
-	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	  for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then break; fi; \
 	    python=; \
 	  done; \
 	  if [ -z "$$python" ]; then \
-	    echo "Caudal needs Python 3.11 or newer with the venv module (on Debian and Ubuntu: apt install python3-venv)." >&2; \
+	    echo "Caudal needs Python 3.11 to 3.14 with the venv module (on Debian and Ubuntu: apt install python3-venv)." >&2; \
 	    exit 1; \
 	  fi; \
 	  echo "making $(VENV) with $$("$$python" --version)" >&2; \
 	  "$$python" -m venv $(VENV); \
 	fi
+	@$(BIN)/python -c "$$SUPPORTED" >&2
 	@echo "installing the packages of requirements.lock" >&2
 	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock >&2
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . >&2
