@@ -185,8 +185,7 @@ def _made(client: Callable[[dict[str, Any]], _Client], conf: dict[str, Any]) -> 
     try:
         return client(conf)
     except KafkaException as exc:
-        said = exc.args[0].str().partition(": ")[2]
-        said = re.sub(r'value ".*"', "value", said)  # it may be a secret
+        said = re.sub(r'value ".*?"( for)?', r"value\1", exc.args[0].str())  # it may be a secret
         raise BadSettings(f"Kafka's client can't be made so: {said}", hint="CAUDAL_KAFKA__OPTIONS") from None
     except (TypeError, ValueError) as exc:
         raise BadSettings("Kafka's client can't be made so: a value is no text", hint="CAUDAL_KAFKA__OPTIONS") from exc
