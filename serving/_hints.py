@@ -53,7 +53,7 @@ async def hints(conn: psycopg.AsyncConnection[Any], condition: tree.Condition | 
         known = {value.casefold(): value for value in there}
         if asked.forms & known.keys() or len(found) == MOST:
             continue
-        near = [m for value in asked.values for m in get_close_matches(value.casefold(), known, n=2, cutoff=0.7)]
+        near = [m for value in asked.values for m in get_close_matches(value.casefold(), known, n=2, cutoff=0.6)]
         near += [v for v in known for value in asked.values if len(value) > 2 and value.casefold() in v]
         meant = list(dict.fromkeys(known[v] for v in near))[:MOST]
         if meant:

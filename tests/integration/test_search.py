@@ -129,12 +129,12 @@ def test_codes_are_found_by_their_names_and_hints_say_what_there_is_instead(api,
         (IDS[1],),
     )
     conn.execute(
-        "INSERT INTO live.consents (subject, source, purpose, state, occurred_at)"
-        " VALUES ('crm:contact:1', 'crm', 'marketing_email', 'granted', now())"
+        "INSERT INTO live.consents (subject, source, purpose, state, occurred_at, captured_at, event_id, stated)"
+        " VALUES ('crm:contact:1', 'crm', 'marketing_email', 'granted', now(), now(), gen_random_uuid(), 0)"
     )
     conn.execute(
-        "INSERT INTO live.orders (order_key, subject, source, status, line_products, occurred_at)"
-        " VALUES ('crm:order:1', 'crm:contact:1', 'crm', 'paid', '{Sandal}', now())"
+        "INSERT INTO live.orders (order_id, subject, source, status, line_products, occurred_at, captured_at, event_id, stated)"
+        " VALUES ('crm:order:1', 'crm:contact:1', 'crm', 'paid', '{Sandal}', now(), now(), gen_random_uuid(), 0)"
     )
     for text, found in {
         "gender = 'Female'": {IDS[1]},
