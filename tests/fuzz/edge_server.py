@@ -21,7 +21,7 @@ import pytest
 import uvloop
 from caudal.producers import _server, edge
 
-from caudal import sources
+from caudal import connections, sources
 from caudal.settings import EdgeSettings, Settings
 from caudal.sources import Source
 
@@ -68,7 +68,7 @@ class Running:
         """The status of a signed delivery."""
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            client.request("POST", f"/in/{connector}", body, {**headers, **signed(connector, body)})
+            client.request("POST", f"/in/{connector}", body, {**headers, **signed(connector, body, self.port)})
             return client.getresponse().status
         finally:
             client.close()
@@ -78,16 +78,16 @@ class Running:
         return self.deliver("shopify", b'{"id": 1}', {"x-shopify-topic": "customers/update"}) == 202
 
 
-def signed(connector: str, body: bytes) -> dict[str, str]:
+def signed(connector: str, body: bytes, port: int) -> dict[str, str]:
     """The headers with the vendor's signature."""
-    if connector == "hubspot":
-        return {
-            "x-hubspot-signature": hashlib.sha256(SECRET.encode() + body).hexdigest(),
-            "x-hubspot-signature-version": "v1",
-        }
-    at = str(int(time.time()))
-    message = at.encode() + body if connector == "zendesk" else body
+    at = str(int(time.time() * 1000) if connector == "hubspot" else int(time.time()))
+    message = {
+        "hubspot": b"POST" + f"http://127.0.0.1:{port}/in/hubspot".encode() + body + at.encode(),
+        "zendesk": at.encode() + body,
+    }.get(connector, body)
     digest = base64.b64encode(hmac.new(SECRET.encode(), message, hashlib.sha256).digest()).decode()
+    if connector == "hubspot":
+        return {"x-hubspot-signature-v3": digest, "x-hubspot-request-timestamp": at}
     if connector == "zendesk":
         return {"x-zendesk-webhook-signature": digest, "x-zendesk-webhook-signature-timestamp": at}
     return {"x-shopify-hmac-sha256": digest}
@@ -116,7 +116,7 @@ def running(home: Path) -> Iterator[Running]:
         sources.store_secret(settings, name, SECRET)
     log = MemoryLog()
     app = edge.build(settings, log=log)
-    listener = _server.listen("127.0.0.1", 0)
+    listener = connections.listen("127.0.0.1", 0, title="the edge", setting="CAUDAL_EDGE__PORT")
     listening, servers = threading.Event(), []
 
     @contextlib.contextmanager

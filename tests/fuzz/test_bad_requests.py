@@ -29,7 +29,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def head(body: bytes = BODY, *more: bytes, length: int | None = None, target: bytes = b"/in/shopify") -> bytes:
     """The head of a signed request."""
-    lines = [f"{name}: {value}".encode() for name, value in signed("shopify", body).items()]
+    lines = [f"{name}: {value}".encode() for name, value in signed("shopify", body, 0).items()]
     size = b"content-length: %d" % (len(body) if length is None else length)
     kept = [] if any(line.lower().startswith((b"content-length", b"transfer-encoding")) for line in more) else [size]
     return b"\r\n".join([b"POST %s HTTP/1.1" % target, b"host: x", *lines, *kept, *more, b"", b""])
