@@ -508,7 +508,7 @@ def unknown(what: str, name: str, known: Collection[str]) -> str:
     """That there is no such name, and which was perhaps meant."""
     near = get_close_matches(name, known, n=1)
     # what is no word isn't repeated: it may be anything
-    shown = f" {name}" if re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name) else ""
+    shown = f" {name}" if re.fullmatch(r"[a-z][a-z0-9._-]{0,63}", name) else ""
     return f"unknown {what}{shown}" + (f"; did you mean {near[0]}?" if near else "")
 
 

@@ -293,7 +293,7 @@ def check_values(condition: Condition, known: Collection[str]) -> None:
     """
     for name, path in criteria.metrics_named(condition).items():
         if name not in known:
-            what = tree.unknown("value of a custom metric", name, known)
+            what = tree.unknown("field", f"custom.{name}", [f"custom.{each}" for each in known])
             raise BadCriteria(what, path=path)
 
 

@@ -1,7 +1,8 @@
 """What must come of what was said, in plain Python: written from the documentation, knowing nothing of the code under test.
 
 The newest statement of a field wins within a subject; between subjects the subject whose newest statement is newer; what was said of
-a record before it was merged away at its source comes behind all else. Subjects that share an identifier are one person.
+a record before it was merged away at its source comes behind that, and what an order says of its buyer comes last. Subjects that share
+an identifier are one person.
 """
 
 from __future__ import annotations
@@ -64,20 +65,23 @@ class Model:
         self._refunds: dict[Thing, tuple[str, int, str]] = {}
         self._consents: dict[tuple[str, str], tuple[datetime, str]] = {}
         self._merged: dict[str, datetime] = {}
-        self._root: dict[str, str] = {}
+        self._evidence: dict[str, set[str]] = defaultdict(set)
+        self._fielded: dict[tuple[str, str], dict[datetime, str | None]] = defaultdict(dict)
+        """What the e-mail and the phone of a subject were said to be, by when."""
         self.subjects: set[str] = set()
 
     # ---- what is said
 
     def link(self, subject: str, identifiers: Iterable[str] = ()) -> None:
         self.subjects.add(subject)
-        for identifier in identifiers:
-            self._root[self._find(subject)] = self._find(identifier.removeprefix("subject "))
+        self._evidence[subject].update(identifier.removeprefix("subject ") for identifier in identifiers)
 
     def profile(self, subject: str, at: datetime, identifiers: Iterable[str] = (), **fields: Any) -> None:
         """A value of None empties the field."""
         self.link(subject, identifiers)
         self._profiles[subject].say(at, subject, fields)
+        for kind in {"email", "phone"} & fields.keys():
+            self._fielded[subject, kind][at] = fields[kind] and f"{kind} {fields[kind]}"
 
     def merge(self, subject: str, at: datetime, identifiers: Iterable[str] = ()) -> None:
         """Its record went into another one."""
@@ -119,27 +123,38 @@ class Model:
         return {key: state for key, (_, state) in self._consents.items()}
 
     def people(self) -> list[Person]:
-        clusters: dict[str, set[str]] = defaultdict(set)
-        for subject in self.subjects:
-            clusters[self._find(subject)].add(subject)
-        return [self._person(frozenset(subjects)) for subjects in clusters.values()]
+        return [self._person(subjects) for subjects in self._clusters()]
 
-    def _find(self, node: str) -> str:
-        path = []
-        while (above := self._root.get(node, node)) != node:
-            path.append(node)
-            node = above
-        for one in path:
-            self._root[one] = node
-        return node
+    def _clusters(self) -> list[frozenset[str]]:
+        """The subjects that share evidence: a value that a field stated and states no more is none."""
+        carriers: dict[str, set[str]] = {subject: {subject} for subject in self.subjects}
+        for subject in self.subjects:
+            evidence = set(self._evidence[subject])
+            for kind in ("email", "phone"):
+                said = self._fielded.get((subject, kind), {})
+                evidence -= set(said.values())
+                evidence |= {said[max(said)]} if said else set()
+            for identifier in evidence - {None, subject}:
+                carriers.setdefault(identifier, set()).add(subject)
+        found: list[set[str]] = []
+        for together in carriers.values():
+            touching = [cluster for cluster in found if cluster & together]
+            found = [cluster for cluster in found if not cluster & together]
+            found.append(together.union(*touching))
+        return [frozenset(cluster & self.subjects) for cluster in found]
 
     def _person(self, subjects: frozenset[str]) -> Person:
         found = [
-            (subject not in self._merged or row.at > self._merged[subject], row.at, row)
+            (
+                subject.split(":")[1] != "order",  # what is said of a buyer comes behind what is said of a person
+                subject not in self._merged or row.at > self._merged[subject],
+                row.at,
+                row,
+            )
             for subject in subjects
             if (row := self._profiles.get(subject)) and row.at
         ]
-        stated = [row for *_, row in sorted(found, key=itemgetter(0, 1), reverse=True)]
+        stated = [row for *_, row in sorted(found, key=itemgetter(0, 1, 2), reverse=True)]
         profile = {
             name: next((value for one in stated if (value := one.get(name)) is not None), None) for name in PROFILE
         }

@@ -182,16 +182,19 @@ def _unread(stack: Stack, topic: str) -> tuple[int] | None:
 
 
 def _oversize(stack: Stack, fault: Fault) -> None:
-    """Somebody whose profile is larger than its topic takes, though neither of the two things that are said of them is."""
+    """Somebody whose profile is larger than its topic takes, though none of the things that are said of them is."""
     contact = 9_000_000_000 + fault.after
-    for name in ("essay", "poem"):
-        chance = random.Random(f"{name} {contact}")
-        notice = {
-            "eventId": contact, "subscriptionId": 7, "portalId": 33, "attemptNumber": 0, "subscriptionType": "contact.propertyChange",
-            "occurredAt": 1_770_000_000_000, "objectId": contact, "propertyName": name,
-            "propertyValue": base64.b64encode(chance.randbytes(400_000)).decode(),
-        }  # fmt: skip
-        delivery = Delivery(CRM, {"content-type": "application/json"}, orjson.dumps([notice]))
+    for part in range(4):
+        chance = random.Random(f"{part} {contact}")
+        notices = [
+            {
+                "eventId": contact + 100 * part + number, "subscriptionId": 7, "portalId": 33, "attemptNumber": 0,
+                "subscriptionType": "contact.propertyChange", "occurredAt": 1_770_000_000_000, "objectId": contact,
+                "propertyName": f"essay_{part}_{number}", "propertyValue": base64.b64encode(chance.randbytes(24_000)).decode(),
+            }
+            for number in range(12)
+        ]  # fmt: skip
+        delivery = Delivery(CRM, {"content-type": "application/json"}, orjson.dumps(notices))
         url = f"{stack.edge}/in/{CRM}"
 
         def taken(delivery: Delivery = delivery, url: str = url) -> bool:

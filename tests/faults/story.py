@@ -134,8 +134,10 @@ class Story:
             }  # fmt: skip
             known = _known(email, phone)
             if customer:
-                body["customer"] = {"id": int(customer), "email": email, "phone": phone}
+                # as the shop's record of them was long before
+                body["customer"] = {"id": int(customer), "email": email, "phone": phone, "updated_at": _iso(START)}
                 known.append(f"subject {own}")
+                self.model.profile(subject, START, known, email=email, phone=phone)
             else:
                 body["billing_address"] = {"first_name": name[0], "last_name": name[1], "city": "Recife"}
                 self.model.profile(

@@ -7,7 +7,17 @@ from typing import Any
 from zlib import crc32
 
 import psycopg
-from caudal.projections import FACTS, LIVE, ROLLUPS, VIEWS, Runner, rollup_of_facts, rollup_rows, select_sql
+from caudal.projections import (
+    FACTS,
+    LIVE,
+    ROLLUPS,
+    VIEWS,
+    Runner,
+    priority_sql,
+    rollup_of_facts,
+    rollup_rows,
+    select_sql,
+)
 from caudal.projections._schema import views
 from caudal.schemas import Event
 from caudal.schemas.codec import Codec
@@ -74,7 +84,7 @@ def rebuilt(conn: psycopg.Connection[Any]) -> dict[str, tuple[list[Any], list[An
         )
     for view in views(conn):
         columns = ", ".join(view.columns)
-        select = f"SELECT {columns} FROM ({select_sql(view, LIVE, '0')}) fresh"
+        select = f"SELECT {columns} FROM ({select_sql(view, LIVE, priority_sql({}))}) fresh"
         table = f"SELECT {columns} FROM {LIVE}.{view.name}"
         differences[view.name] = (
             conn.execute(f"({table}) EXCEPT ({select})").fetchall(),

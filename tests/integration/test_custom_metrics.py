@@ -283,7 +283,7 @@ def test_a_metric_comes_into_a_living_database_and_is_kept_by_the_worker_that_ru
     assert rows[0] == max(custom["paid_orders"] for (custom,) in conn.execute("SELECT custom FROM live.metrics"))
     assert found["customers"][0]["custom"]["paid_orders"] == rows[0]
     wrong = caudal("customers", "search", "--where", "custom.paid_order >= 1", refused=True)
-    assert "unknown value of a custom metric; did you mean custom.paid_orders?" in wrong
+    assert "unknown field custom.paid_order; did you mean custom.paid_orders?" in wrong
     shown = caudal("customers", "get", found["customers"][0]["customer_id"], "--json")
     assert shown["metrics"]["custom"] == found["customers"][0]["custom"]
 

@@ -69,7 +69,11 @@ def test_what_cant_be_is_refused_and_leaves_nothing(conn):
         ([_draft("new"), _draft("new")], BadSegment, "new: defined twice"),
         ([_draft("new"), _draft("vips")], BadSegment, "vips has a list and can't get criteria"),
         ([_draft("new", None), _draft("loyal", None)], BadSegment, "loyal has criteria and can't get a list"),
-        ([_draft("new"), _draft("x", 'segment("loyl")')], BadCriteria, "segment: unknown segment; did you mean loyal"),
+        (
+            [_draft("new"), _draft("x", 'segment("loyl")')],
+            BadCriteria,
+            "segment: unknown segment loyl; did you mean loyal",
+        ),
         ([_draft("new", 'segment("new")')], BadCriteria, "contain each other"),
         ([_draft("loyal", 'segment("b")'), _draft("b", 'not segment("loyal")')], BadCriteria, "contain each other"),
     ):
