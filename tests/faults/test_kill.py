@@ -82,7 +82,7 @@ def digests(conn: psycopg.Connection[Any]) -> dict[str, str]:
 
 def newest_profiles(settings: Settings, codec: Codec) -> dict[str, tuple[int, str | None]]:
     """Customer → version and e-mail of the last message on customer.profiles; versions must rise."""
-    consumer = kafka.consumer(settings.kafka, "tests")
+    consumer = kafka.consumer(settings.kafka, "tests", **{"auto.offset.reset": "earliest"})
     topic = kafka.topic(settings.kafka, kafka.PROFILES)
     left = sum(kafka.end_offsets(settings.kafka, [topic])[topic].values())
     consumer.subscribe([topic])

@@ -149,7 +149,7 @@ def test_a_source_that_appears_later_is_translated_and_projected_and_the_page_sh
     told = [present for present in presence.alive(settings.home) if present.name == "worker"]
     assert [(one.pid, f"http://{one.host}:{one.port}") for one in told] == [(worker.pid, address)]
 
-    assert 'caudal_events_translated_total{source="shop"} 3.0' in page()
+    assert 'caudal_events_translated_total{source="shop"} 6.0' in page()
     until(lambda: "caudal_consumer_lag_events{" in page(), "lag")
     assert workers.stop(worker) == 0
     assert workers.log(worker)[-1]["event"] == "process.stopped"
