@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,7 +203,8 @@ def reach(settings: KafkaSettings, timeout_s: float = REACHED_S) -> None:
         BrokerUnavailable: they can't be reached in time, or refuse us; the text says why.
     """
     said: list[KafkaError] = []
-    client = _made(AdminClient, {**options(settings), "error_cb": said.append, "log_level": 0})
+    lines = _Lines()
+    client = _made(AdminClient, {**options(settings), "error_cb": said.append, "log_level": 7, "logger": lines.logger})
     until = time.monotonic() + timeout_s
     while True:
         try:
@@ -214,7 +216,29 @@ def reach(settings: KafkaSettings, timeout_s: float = REACHED_S) -> None:
             if refusal is not None:
                 raise refusal from None
             if time.monotonic() > until:
+                if lines.closed:
+                    raise _speaks_otherwise(settings) from None
                 raise _absence(settings, said or [exc.args[0]]) from None
+
+
+class _Lines(logging.Handler):
+    """librdkafka's own lines, of which one is told nowhere else: that a broker which lets us connect hangs up on what we ask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+        self.logger = logging.Logger("librdkafka")
+        self.logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.closed = self.closed or "closed by peer" in record.getMessage()
+
+
+def _speaks_otherwise(settings: KafkaSettings) -> BrokerRefused:
+    return BrokerRefused(
+        f"Kafka at {settings.bootstrap_servers} can't be used: what answers there doesn't speak this protocol",
+        hint="security.protocol in CAUDAL_KAFKA__OPTIONS, or the port is another program's",
+    )
 
 
 def _refusal(settings: KafkaSettings, said: list[KafkaError]) -> BrokerRefused | None:
@@ -226,16 +250,13 @@ def _refusal(settings: KafkaSettings, said: list[KafkaError]) -> BrokerRefused |
             return BrokerRefused(
                 f"{where}: it refuses user or password", hint="CAUDAL_KAFKA__OPTIONS, CAUDAL_KAFKA__PASSWORD"
             )
-        if error.code() == KafkaError._SSL:
+        if error.code() == KafkaError._SSL or "SSL handshake" in text:
             return BrokerRefused(
                 f"{where}: no TLS connection as configured",
                 hint="security.protocol and ssl.ca.location in CAUDAL_KAFKA__OPTIONS",
             )
         if "security.protocol" in text or error.code() == KafkaError._BAD_MSG:
-            return BrokerRefused(
-                f"{where}: what answers there doesn't speak this protocol",
-                hint="security.protocol in CAUDAL_KAFKA__OPTIONS, or the port is another program's",
-            )
+            return _speaks_otherwise(settings)
     return None
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from caudal.errors import BadSettings
 
@@ -47,7 +47,7 @@ class KafkaSettings(_Group):
     bootstrap_servers: str | None = Field(
         None, description="Brokers, `host:port,host:port`. Unset: the embedded broker."
     )
-    options: dict[str, str] = Field(
+    options: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="librdkafka options passed through, as JSON: SASL, TLS, client.id."
     )
     password: SecretStr | None = Field(None, description="`sasl.password`, kept apart so that it is never printed.")
@@ -61,6 +61,14 @@ class KafkaSettings(_Group):
         8, ge=1, le=64, description="Partitions of new topics. A power of two keeps workers apart best."
     )
     replication_factor: int = Field(1, ge=1, le=32_767, description="Replicas of new topics.")
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _json(cls, value: Any) -> Any:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:  # its text may quote what is no JSON, which may hold a password
+            raise ValueError("is no JSON") from None
 
 
 class PostgresSettings(_Group):

@@ -333,6 +333,8 @@ def _source(name: str, table: Any, path: Path) -> Source:
             for e in exc.errors(include_input=False, include_url=False)
         )
         raise BadSettings(f"{path}: {faults}") from None
+    except RecursionError:
+        raise BadSettings(f"{path}: sources.{name}: tables within tables without end") from None
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -201,7 +201,7 @@ async def test_a_probe_of_the_vendor_and_the_pages_are_answered(
     assert (await _until(client, f"{url}/ready", 200)).json()["ready"]
     assert (await client.get(f"{url}/metrics")).status_code == 404  # apart from what vendors reach
     told = json.loads((configured.home / "run" / "edge.json").read_text())
-    assert "caudal_deliveries_total" in (await client.get(told["metrics"])).text
+    assert "caudal_deliveries_total" in (await client.get(told["details"]["metrics"])).text
 
 
 async def test_a_source_added_while_the_edge_runs_gets_its_topic(
@@ -358,11 +358,8 @@ async def test_while_kafka_is_down_senders_are_asked_to_come_again(
 
 
 def test_the_process_tells_where_it_listens_and_ends_clean(configured: Settings) -> None:
-    program = (
-        "from caudal import settings; from caudal.producers import edge;"
-        f"edge.serve(settings.Settings.model_validate_json({configured.model_dump_json()!r}))"
-    )
-    env = {name: value for name, value in os.environ.items() if not name.startswith("CAUDAL_")}
+    program = "from caudal import settings; from caudal.producers import edge; edge.serve(settings.load())"
+    env = caudal_settings.environment(configured)
     process = subprocess.Popen([sys.executable, "-c", program], env=env, stderr=subprocess.PIPE)
     run_file = configured.home / "run" / "edge.json"
     try:
@@ -381,7 +378,7 @@ def test_the_process_tells_where_it_listens_and_ends_clean(configured: Settings)
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert process.returncode == 0
     assert b"Traceback" not in errors
     assert not run_file.exists()

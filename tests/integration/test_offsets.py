@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+import uuid
 from contextlib import AbstractContextManager
 
 import httpx
 import pytest
-from api_server import running
+from api_server import running, token_of
 from captures import capture, events
 from caudal.projections import Prover
 from caudal.schemas.codec import Codec
@@ -60,9 +61,10 @@ def ready(settings: Settings) -> tuple[int, list[str]]:
         return answer.status_code, answer.json().get("missing", [])
 
 
-def page(worker_log: list[dict[str, object]]) -> str:
+def page(settings: Settings, worker_log: list[dict[str, object]]) -> str:
     address = next(line["web"] for line in worker_log if line["event"] == "process.started")
-    return httpx.get(f"{address}/metrics/", timeout=10).text
+    authorization = f"Bearer {token_of(settings, 'metrics:read', name=uuid.uuid4().hex)}"
+    return httpx.get(f"{address}/metrics/", headers={"Authorization": authorization}, timeout=10).text
 
 
 @pytest.mark.parametrize("new", [3, 40], ids=["shorter than the one before", "longer than the one before"])
@@ -91,7 +93,7 @@ def test_a_running_worker_notices_that_a_topic_was_made_again(settings, workers)
     shop(settings, 11, 51, partition=0)  # at once longer than the one before
     until(lambda: len({e["order_id"] for e in events(settings, "OrderStated")}) == 50, "all are translated")
     until(lambda: len(told(workers, worker, "made_again")) == 1, "it is told")
-    assert 'caudal_log_truncations_total{reason="made_again"' in page(workers.log(worker))
+    assert 'caudal_log_truncations_total{reason="made_again"' in page(settings, workers.log(worker))
 
 
 def test_captures_are_read_again_when_their_log_is_shorter_than_what_was_read_of_it(settings, workers):
@@ -157,7 +159,7 @@ def held(settings: Settings, workers: Workers, reason: str, break_: object) -> o
     at = standing(settings)
     assert [(log["topic"], log["fault"]) for log in at["logs"]] == [("customer.changes", reason)]
     topic = kafka.topic(settings.kafka, kafka.CHANGES)
-    assert f'caudal_log_fault{{topic="{topic}"}} 1.0' in page(workers.log(workers.running[-1]))
+    assert f'caudal_log_fault{{topic="{topic}"}} 1.0' in page(settings, workers.log(workers.running[-1]))
     return workers.running[-1]
 
 
