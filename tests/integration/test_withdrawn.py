@@ -118,9 +118,8 @@ def test_statements_in_any_order_give_the_same_customers(settings):
         ):
             with postgres.connect(settings.postgres, role="tests") as db:
                 db.execute("TRUNCATE hub.subjects, hub.identifiers, hub.unpublished_links")
-            for person in order:
-                capture(settings, "shop", [person])
-                translate(settings, ["shop"])
+            capture(settings, "shop", order, partition=0)
+            translate(settings, ["shop"], size=1)
             assert partition_of_subjects(settings) == expected, order
 
 
